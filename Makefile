@@ -1,0 +1,71 @@
+# `make` lists the targets. Every target that needs Python creates .venv on its first use.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?= bundled
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+QUICKSTART := runs/quickstart
+
+# Test tensors are tiny: more threads cost more than they give. No test may ask a model hub for anything.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run smoke test test-all check format quickstart bench docs audit clean
+
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  run takes HOST=$(HOST) PORT=$(PORT) MODEL=$(MODEL)"
+
+setup: $(INSTALLED)  ## create .venv and install everything that the other targets need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("digpt needs Python 3.11 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), once: this takes minutes"
+	@$(PY) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(INSTALLED)  ## serve a model over HTTP, with the demo at /demo
+	$(PY) -m serve --model $(MODEL) --host $(HOST) --port $(PORT)
+
+smoke: $(INSTALLED)  ## start a server on a free port, send the README's requests, stop it
+	$(PY) scripts/smoke.py
+
+test: $(INSTALLED)  ## the tests, without the slow ones
+	$(TEST_ENV) $(PY) -m pytest -m "not slow"
+
+test-all: $(INSTALLED)  ## every test
+	$(TEST_ENV) $(PY) -m pytest
+
+check: $(INSTALLED)  ## ruff, mypy and the import rules
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(TEST_ENV) $(PY) -m pytest -q tests/test_architecture.py
+
+format: $(INSTALLED)  ## let ruff rewrite what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+quickstart: $(INSTALLED)  ## pretrain, tune, evaluate and export in miniature, into runs/quickstart
+	$(PY) -m train.pretrain --output $(QUICKSTART)/pretrain --steps 20 --overwrite
+	$(PY) -m train.zeroshot --encoder $(QUICKSTART)/pretrain/ckpt.pt --output $(QUICKSTART)/zeroshot --steps 20 --overwrite
+	$(PY) -m evaluate.robustness $(QUICKSTART)/zeroshot/ckpt.pt --output $(QUICKSTART)/robustness --limit 200
+	$(PY) -m export $(QUICKSTART)/zeroshot/ckpt.pt --to onnx --output $(QUICKSTART)/onnx
+
+bench: $(INSTALLED)  ## measure this machine: matrix products per precision
+	$(PY) -m benchmarks.matmul
+
+docs:  ## list the documents with their titles
+	@for page in *.md docs/*.md docs/*/*.md data/*/README.md; do test ! -f $$page || printf '%-48s %s\n' $$page "$$(grep -m 1 '^# ' $$page | cut -c 3-)"; done
+
+audit: $(INSTALLED)  ## look the installed packages up in the vulnerability database (needs the network)
+	$(PY) -m pip install --quiet --disable-pip-version-check pip-audit
+	$(PY) -m pip_audit --skip-editable
+
+clean:  ## remove caches and runs/quickstart; keeps .venv and every other run
+	rm -rf $(QUICKSTART) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

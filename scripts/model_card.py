@@ -1,0 +1,79 @@
+"""Write the bundled model's card from what its checkpoints and results record; no figure is typed by hand.
+
+python scripts/model_card.py --results runs/bundled/robustness/results.json > digpt/bundled/emoji-tiny/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from digpt.artifact import Checkpoint, read_checkpoint
+from digpt.results import ResultsDocument, read_results
+from digpt.sources import BUNDLED
+
+INTRODUCTION = """# emoji-tiny
+
+A small image-text model that serves as digpt's embedded default: a D-iGPT vision transformer, tuned to captions, and
+the teacher that it learned from. **It knows emoji-like pictures and words, not photographs.** For photographs use, for
+example, `--model open_clip:ViT-B-16/openai`.
+
+Written by `python scripts/model_card.py` from the checkpoints' own records and a `results.json`.
+"""
+LIMITS = """## Limits
+- Trained on 64 px drawings of the bundled emoji set in three styles
+  ([data card](../../../data/emoji/README.md)). Photographs, scenes and text in images are outside of it; so are words
+  that no emoji's name contains.
+- Scores are among the class names given: a wrong but nearest name still gets a high one.
+- `unseen` concepts are named little better than by chance: the model has no words for what it never saw.
+
+## Licence
+Weights Apache-2.0. The training images carry their own licences (Apache-2.0 / OFL, CC-BY 4.0, MIT),
+listed in the data card.
+"""
+
+
+def chain(role: str, fingerprint: str, record: dict[str, Any], depth: int = 0) -> list[str]:
+    """One line per model of the lineage, parents indented below."""
+    told = f"`{record.get('command', 'unknown')}`, {record.get('steps')} steps, {record.get('seconds', 0):.0f} s"
+    figures = ", ".join(f"{name} {value:.1%}" for name, value in record.get("figures", {}).items())
+    lines = [f"{'  ' * depth}- **{role}** `{fingerprint[:19]}`: {told}" + (f" ({figures})" if figures else "")]
+    for parent in record.get("parents", []):
+        lines += chain(parent["role"], parent["fingerprint"], parent, depth + 1)
+    return lines
+
+
+def figures_table(document: ResultsDocument) -> list[str]:
+    """All results as percentages with their intervals."""
+    lines = ["| split | metric | value | 95 % interval | n |", "|---|---|--:|--:|--:|"]
+    for result in document.results:
+        interval = " to ".join(f"{bound:.1%}" for bound in result.ci95 or ())
+        lines.append(f"| {result.split} | {result.metric} | {result.value:.1%} | {interval} | {result.n:,} |")
+    return lines
+
+
+def card(model: Checkpoint, sizes: dict[str, int], document: ResultsDocument) -> str:
+    """The whole card as Markdown."""
+    record, encoder = model.provenance, model.config["encoder"]
+    shape = f"ViT of width {encoder['embed_dim']}, {encoder['depth']} blocks, patch {encoder['patch_size']}"
+    lines = [INTRODUCTION, "## What it is", f"{shape} at {encoder['img_size']} px; fingerprint `{model.fingerprint}`."]
+    lines += ["", "| file | MB |", "|---|--:|", *(f"| {name} | {size / 1e6:.1f} |" for name, size in sizes.items())]
+    lines += ["", "## Lineage", *chain("emoji-tiny", model.fingerprint, record)]
+    split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in record.get("time_split", {}).items())
+    lines += ["", f"The last command's time: {split}. Versions: {record.get('versions')}."]
+    lines += ["", "## Figures", "`python -m evaluate.robustness bundled --output runs/bundled/robustness`", ""]
+    return "\n".join([*lines, *figures_table(document), "", LIMITS])
+
+
+def main() -> None:
+    """Print the card."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--results", type=Path, required=True)
+    arguments = parser.parse_args()
+    files = {name: (BUNDLED / name).stat().st_size for name in ("ckpt.pt", "teacher.pt")}
+    print(card(read_checkpoint(BUNDLED / "ckpt.pt"), files, read_results(arguments.results)), end="")
+
+
+if __name__ == "__main__":
+    main()
