@@ -1,0 +1,1 @@
+"""The library every package stands on: model, preprocessing, checkpoint, sources, engine."""
