@@ -1,0 +1,294 @@
+"""Preprocessing, runtime and text cache behind one object: what serve, app, evaluate and bulk jobs all call.
+
+>>> engine = Engine.load("bundled")
+>>> crops = [engine.decode(Path("cat.png").read_bytes())]
+>>> engine.classify(crops, labels=["cat", "dog"])[0][0].label
+
+Shapes: B images, N texts, C classes, D embedding width. No torch is imported here; the runtime brings what it needs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from digpt.cache import LruCache
+from digpt.errors import BackendError, CapabilityError, InputError
+from digpt.preprocess import DecodeLimits
+from digpt.runtime import load_runtime
+from digpt.runtime.base import Runtime, RuntimeInfo, check_images, no_logits, no_text
+from digpt.runtime.golden import GoldenReport, check_golden
+from digpt.text import class_embeddings, class_set_hash
+from digpt.text import normalize as unit_rows
+
+TEXT_BATCH = 256
+CLASS_MATRIX_ROWS = 65_536  # rows of all cached class matrices together: 50 MB at width 192, 200 MB at 768
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label and its score in ``[0, 1]``."""
+
+    label: str
+    score: float
+
+
+class Engine:
+    """One loaded model with everything between bytes and predictions. Every method may be called from any thread.
+
+    Args:
+        runtime: computes embeddings; its calls are serialised by the engine.
+        limits: what ``decode`` accepts.
+        text_cache: how many texts' embeddings are kept.
+    """
+
+    def __init__(self, runtime: Runtime, *, limits: DecodeLimits | None = None, text_cache: int = 4096) -> None:
+        self.runtime = runtime
+        self.limits = limits if limits is not None else DecodeLimits()
+        self._lock = threading.Lock()
+        self._texts: LruCache[np.ndarray] = LruCache(text_cache)
+        self._matrices: LruCache[np.ndarray] = LruCache(CLASS_MATRIX_ROWS)
+
+    @classmethod
+    def load(
+        cls,
+        spec: str = "bundled",
+        backend: str | None = None,
+        *,
+        threads: int | None = None,
+        limits: DecodeLimits | None = None,
+    ) -> Engine:
+        """Load a checkpoint, an artifact directory, ``timm:NAME`` or ``open_clip:NAME/TAG`` (see ``load_runtime``)."""
+        return cls(load_runtime(spec, backend, threads=threads), limits=limits)
+
+    @property
+    def info(self) -> RuntimeInfo:
+        return self.runtime.info
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Encoded image bytes -> the model's crop, uint8 ``[H,W,3]``.
+
+        Raises:
+            UnsupportedFormatError, ImageTooLargeError, UnreadableImageError: see ``digpt.preprocess.open_image``.
+        """
+        return self.info.preprocess(data, self.limits)
+
+    def embed_images(
+        self, images: Sequence[np.ndarray] | np.ndarray, *, normalize: bool = True, batch_size: int = 64
+    ) -> np.ndarray:
+        """Crops uint8 ``[H,W,3]`` (a list, or one array ``[B,H,W,3]``) -> float32 ``[B,D]``, unit rows by default."""
+        rows = [self._run_images(self.runtime.embed, batch) for batch in _batches(images, self._batch(batch_size))]
+        embeddings = np.concatenate(rows) if rows else np.zeros((0, self.info.dim), np.float32)
+        return unit_rows(embeddings) if normalize else embeddings
+
+    def logits(self, images: Sequence[np.ndarray] | np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+        """Crops -> float32 ``[B,C]`` logits of the linear head; CapabilityError without one."""
+        if self.info.head != "linear":
+            raise no_logits(self.info)
+        rows = [self._run_images(self.runtime.logits, batch) for batch in _batches(images, self._batch(batch_size))]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.info.labels or ())), np.float32)
+
+    def patch_tokens(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Crops -> float32 ``[B,N,C]`` encoder features of every patch in raster order."""
+        return self._run_images(self.runtime.patch_tokens, np.stack(list(images)))
+
+    def embed_texts(self, texts: Sequence[str], *, normalize: bool = True) -> np.ndarray:
+        """Strings -> float32 ``[N,D]``, unit rows by default; recent texts come from the cache.
+
+        Raises:
+            CapabilityError: the model has no text tower.
+        """
+        if not self.info.has_text:
+            raise no_text(self.info)
+        found = {text: self._texts.get(text) for text in dict.fromkeys(_strings("texts", texts))}
+        missing = [text for text, row in found.items() if row is None]
+        for text, row in zip(missing, self._compute_texts(missing), strict=True):
+            found[text] = row
+            self._texts.put(text, row)
+        rows = [row for row in (found[text] for text in texts) if row is not None]
+        embeddings = np.stack(rows) if rows else np.zeros((0, self.info.dim), np.float32)
+        return unit_rows(embeddings) if normalize else embeddings
+
+    def class_matrix(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
+        """Labels -> float32 ``[C,D]`` unit rows: the mean over ``templates`` (default: the model's own), cached.
+
+        Raises:
+            CapabilityError: the model has no text tower.
+            InputError: no labels, or a template without ``{}``.
+        """
+        if not self.info.has_text:
+            raise no_text(self.info)
+        labels = _strings("labels", labels)
+        templates = _strings("templates", self.info.templates if templates is None else templates)
+        key = class_set_hash(labels, templates, self.info.fingerprint)
+        matrix = self._matrices.get(key)
+        if matrix is None:
+            # Prompts in great number would push every other text out of the cache, so they bypass it.
+            few = len(labels) * len(templates) <= self._texts.capacity // 4
+            embed = self.embed_texts if few else self._compute_texts
+            matrix = class_embeddings(embed, labels, templates)
+            matrix.setflags(write=False)
+            self._matrices.put(key, matrix, weight=len(labels))
+        return matrix
+
+    def classify(
+        self,
+        images: Sequence[np.ndarray] | np.ndarray,
+        labels: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        *,
+        matrix: np.ndarray | None = None,
+        top_k: int = 5,
+        multi_label: bool = False,
+    ) -> list[list[Prediction]]:
+        """Crops -> for each the ``top_k`` best labels, best first.
+
+        With ``labels`` (and ``matrix`` if their embeddings are at hand): softmax of the learned logit scale times the
+        cosine, or with ``multi_label`` a sigmoid for each label. Without: the linear head, else the model's own labels.
+
+        Raises:
+            CapabilityError: the model cannot do this; the message names models that can.
+            InputError: empty labels, a template without ``{}``, ``top_k`` below 1.
+        """
+        if labels is None and matrix is None and self.info.head == "linear":
+            if multi_label:
+                raise self._no_multi_label()
+            if self.info.labels is None:
+                raise CapabilityError(
+                    f"{self.info.name} has a linear head whose classes have no names; use its logits."
+                )
+            return top_predictions(softmax(self.logits(images)), self.info.labels, top_k)
+        return self.classify_embeddings(
+            self.embed_images(images), labels, templates, matrix=matrix, top_k=top_k, multi_label=multi_label
+        )
+
+    def classify_embeddings(
+        self,
+        embeddings: np.ndarray,
+        labels: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        *,
+        matrix: np.ndarray | None = None,
+        top_k: int = 5,
+        multi_label: bool = False,
+    ) -> list[list[Prediction]]:
+        """As ``classify`` for embeddings ``[B,D]`` already computed (normalised or not), always by text."""
+        if multi_label and self.info.logit_bias is None:
+            raise self._no_multi_label()
+        if labels is None:
+            if matrix is not None:
+                raise InputError("matrix was given without the labels of its rows.")
+            if not self.info.labels:
+                raise (
+                    no_text(self.info)
+                    if not self.info.has_text
+                    else CapabilityError(f"{self.info.name} has no labels of its own; give labels to choose from.")
+                )
+            labels = self.info.labels
+        if matrix is None:
+            matrix = self.class_matrix(labels, templates)
+        if len(matrix) != len(labels):
+            raise InputError(f"{len(labels)} labels for a matrix of {len(matrix)} rows.")
+        return top_predictions(self.scores(embeddings, matrix, multi_label=multi_label), labels, top_k)
+
+    def scores(self, embeddings: np.ndarray, matrix: np.ndarray, *, multi_label: bool = False) -> np.ndarray:
+        """Embeddings ``[B,D]`` and class matrix ``[C,D]`` -> float32 ``[B,C]`` scores in ``[0, 1]``."""
+        scale = self.info.logit_scale
+        if scale is None:
+            raise no_text(self.info)
+        logits = scale * self.similarity(embeddings, matrix)
+        if not multi_label:
+            return softmax(logits)
+        if self.info.logit_bias is None:
+            raise self._no_multi_label()
+        return (0.5 * (1.0 + np.tanh(0.5 * (logits + self.info.logit_bias)))).astype(np.float32)
+
+    @staticmethod
+    def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Cosine of every row of ``a`` ``[A,D]`` with every row of ``b`` ``[B,D]``: float32 ``[A,B]``."""
+        return unit_rows(a) @ unit_rows(b).T
+
+    def cache_stats(self) -> dict[str, dict[str, int]]:
+        """Hits, misses, entries, weight and capacity of the ``texts`` and ``class_matrices`` caches."""
+        return {"texts": self._texts.stats(), "class_matrices": self._matrices.stats()}
+
+    def verify_golden(self) -> GoldenReport:
+        """Let the live backend recompute the artifact's golden embeddings, and report how far off it is."""
+        return check_golden(
+            self.runtime.golden,
+            self.info,
+            decode=self.decode,
+            embed=lambda images: self.embed_images(images, normalize=False),
+            embed_texts=self._compute_texts,
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self.runtime.close()
+
+    def _batch(self, batch_size: int) -> int:
+        return min(batch_size, self.info.max_batch or batch_size)
+
+    def _run_images(self, compute: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+        images = check_images(images, self.info.preprocess.size)
+        with self._lock:
+            rows = compute(images)
+        return _finite(rows, self.info)
+
+    def _compute_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed without the cache. The lock is taken per batch, so that a long list does not hold up images."""
+        rows = [np.zeros((0, self.info.dim), np.float32)]
+        for start in range(0, len(texts), TEXT_BATCH):
+            with self._lock:
+                rows.append(self.runtime.embed_texts(texts[start : start + TEXT_BATCH]))
+        return _finite(np.concatenate(rows), self.info)
+
+    def _no_multi_label(self) -> CapabilityError:
+        return CapabilityError(
+            f"{self.info.name} has no learned logit bias, so it cannot give independent (multi-label) scores; "
+            "models that can: those trained with a sigmoid loss, such as open_clip:ViT-B-16-SigLIP/webli."
+        )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, float32; rows sum to 1."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def top_predictions(scores: np.ndarray, labels: Sequence[str], top_k: int) -> list[list[Prediction]]:
+    """The ``top_k`` highest of each row of ``scores`` ``[B,C]``, best first; equal scores keep the labels' order."""
+    if top_k < 1:
+        raise InputError(f"top_k={top_k} must be at least 1.")
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return [
+        [Prediction(labels[column], float(row[column])) for column in columns]
+        for row, columns in zip(scores, order, strict=True)
+    ]
+
+
+def _batches(images: Sequence[np.ndarray] | np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), size):
+        chunk = images[start : start + size]
+        if isinstance(chunk, np.ndarray):
+            yield chunk
+            continue
+        shapes = {(image.shape, str(image.dtype)) for image in chunk}
+        if len(shapes) > 1:
+            raise InputError(f"Images of one batch differ in shape or type: {sorted(map(str, shapes))}.")
+        yield np.stack(list(chunk))
+
+
+def _strings(what: str, values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{what} must be a list of strings.")
+    return tuple(values)
+
+
+def _finite(rows: np.ndarray, info: RuntimeInfo) -> np.ndarray:
+    if not np.isfinite(rows).all():
+        raise BackendError(f"{info.name} on {info.backend} answered with numbers that are not finite.")
+    return rows

@@ -1,0 +1,69 @@
+"""Runtimes behind one seam: ``load_runtime`` turns a spec into something that embeds.
+
+Each backend lives in one file and is imported only when it is used. To add one: its file, one entry of BACKENDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from digpt.errors import BackendError, near_misses
+from digpt.runtime.base import Runtime
+
+
+def _load_torch(spec: str, threads: int | None) -> Runtime:
+    from digpt.runtime.torch import TorchRuntime
+    from digpt.sources import load_model
+
+    return TorchRuntime(load_model(spec), threads=threads)
+
+
+def _load_onnx(spec: str, threads: int | None) -> Runtime:
+    from digpt.runtime.onnx import OnnxRuntime
+
+    return OnnxRuntime(Path(spec), threads=threads)
+
+
+MODEL_BACKENDS: dict[str, Callable[[str, int | None], Runtime]] = {"torch": _load_torch}
+ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None], Runtime]] = {"onnx": _load_onnx}
+
+
+def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None) -> Runtime:
+    """Load ``spec`` on ``backend`` (default: torch for a model, what the manifest names for an artifact directory).
+
+    Raises:
+        BackendError: the backend is unknown, or cannot run this kind of spec; the message names those that can.
+        SpecError, CheckpointError: as ``digpt.sources.load_model`` and ``digpt.artifact.verify_artifact`` raise them.
+    """
+    known = [*MODEL_BACKENDS, *ARTIFACT_BACKENDS]
+    if backend is not None and backend not in known:
+        raise BackendError(f"Unknown backend {backend!r}; valid: {', '.join(known)}.{near_misses(backend, known)}")
+    if spec.startswith(("http://", "https://")):
+        raise BackendError(
+            f"{spec} is a URL; a model is a checkpoint, an artifact directory, timm:NAME or open_clip:NAME/TAG."
+        )
+    if Path(spec).is_dir():
+        return _load_artifact(spec, backend, threads)
+    if backend is not None and backend not in MODEL_BACKENDS:
+        raise BackendError(
+            f"The {backend} backend runs exported artifacts, and {spec} is a model; export it first: "
+            f"python -m export {spec} --to {backend} --output DIR, then use DIR."
+        )
+    return MODEL_BACKENDS[backend or "torch"](spec, threads)
+
+
+def _load_artifact(spec: str, backend: str | None, threads: int | None) -> Runtime:
+    from digpt.manifest import read_manifest
+
+    manifest = read_manifest(spec)
+    held = manifest.get("engines", {})
+    backend = backend or manifest["backend"]
+    if backend not in held:
+        raise BackendError(
+            f"{spec} holds no {backend} engine; it holds: {', '.join(held) or 'none'}. "
+            f"Export one: python -m export CKPT --to {backend} --output DIR"
+        )
+    if backend not in ARTIFACT_BACKENDS:
+        raise BackendError(f"{spec} was exported for {backend!r}, which this digpt cannot run. Upgrade digpt.")
+    return ARTIFACT_BACKENDS[backend](spec, threads)

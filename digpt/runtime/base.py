@@ -1,0 +1,125 @@
+"""The seam between a model and whatever computes it: what every runtime takes, returns and says about itself.
+
+Shapes: B images, H x W pixels, N patch tokens or texts, D joint (embedding) width, C encoder width or classes.
+No torch here: a process that serves an exported encoder has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from digpt.errors import CapabilityError, InputError
+from digpt.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """What a runtime says about itself; all of it holds for its whole life.
+
+    ``providers`` are the execution providers or devices really in use, never those asked for. ``logit_scale`` is the
+    multiplier of a cosine (the exponential already taken); ``logit_bias`` is there for sigmoid-trained models only.
+    """
+
+    name: str
+    spec: str
+    backend: str
+    precision: str
+    fingerprint: str
+    dim: int
+    preprocess: Preprocess
+    has_text: bool = False
+    labels: tuple[str, ...] | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+    templates: tuple[str, ...] = ("{}",)
+    head: Literal["linear"] | None = None
+    patch_tokens: bool = False
+    abstain_threshold: float | None = None
+    max_batch: int | None = None
+    threads: int | None = None
+    providers: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Real images and texts with the embeddings that torch float32 gave them, and how far a runtime may be off.
+
+    images: uint8 ``[n,H,W,3]``, after the crop. embeddings: float32 ``[n,D]``, not normalised.
+    encoded: the files the images were decoded from, to check the preprocessing too (may be empty).
+    cosine: the lowest cosine allowed. relative_error: the largest ``|a - b| / |b|`` of a row allowed.
+    """
+
+    images: np.ndarray
+    embeddings: np.ndarray
+    cosine: float
+    relative_error: float
+    encoded: tuple[bytes, ...] = ()
+    texts: tuple[str, ...] = ()
+    text_embeddings: np.ndarray | None = None
+
+
+class Runtime(Protocol):
+    """One loaded model on one backend. Calls need not be thread-safe: the engine serialises them."""
+
+    info: RuntimeInfo
+    golden: Golden | None
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """uint8 RGB ``[B,H,W,3]`` after the crop -> float32 ``[B,D]``, not normalised."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """``N`` strings -> float32 ``[N,D]``, not normalised; CapabilityError without a text tower."""
+        ...
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B,H,W,3]`` -> float32 ``[B,C]`` of the linear head; CapabilityError without one."""
+        ...
+
+    def patch_tokens(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B,H,W,3]`` -> float32 ``[B,N,C]``; CapabilityError where they were not exported."""
+        ...
+
+    def close(self) -> None:
+        """Release what the runtime holds; calling it twice is harmless."""
+        ...
+
+
+def check_images(images: np.ndarray, size: int) -> np.ndarray:
+    """Return ``images`` contiguous if it is uint8 ``[B,size,size,3]``, else raise InputError with what it is."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise InputError(
+            f"Expected uint8 images [B,{size},{size},3], got {images.dtype} {list(images.shape)}; "
+            "decode and crop them with Engine.decode first."
+        )
+    return np.ascontiguousarray(images)
+
+
+def no_text(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request for texts to a model that has no text tower."""
+    return CapabilityError(
+        f"{info.name} has no text tower, so it cannot embed texts or score free labels; "
+        "models that can: bundled, or any open_clip:NAME/TAG."
+    )
+
+
+def no_logits(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request for class logits to a model that has no linear head."""
+    if info.has_text:
+        return CapabilityError(f"{info.name} has no linear head; give labels, it has a text tower to score them.")
+    return CapabilityError(
+        f"{info.name} has neither a linear head nor a text tower, so it cannot classify; models that can: "
+        "a finetuned checkpoint (linear head), bundled, or any open_clip:NAME/TAG (text tower)."
+    )
+
+
+def no_patch_tokens(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request for patch tokens to an engine that does not give them."""
+    return CapabilityError(
+        f"{info.name} on {info.backend} gives no patch tokens; export with --patch-tokens, or use the torch backend."
+    )

@@ -1,0 +1,81 @@
+"""The reference runtime: torch float32, under inference mode; every other runtime is compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from digpt.errors import BackendError
+from digpt.runtime.base import Golden, RuntimeInfo, check_images, no_logits, no_text
+from digpt.sources import Model
+
+
+class TorchRuntime:
+    """A :class:`digpt.sources.Model` on the CPU at float32.
+
+    Args:
+        model: as ``digpt.sources.load_model`` returns it; its module is put into evaluation mode.
+        threads: torch's intra-op threads; they belong to the process, so the last runtime to set them wins.
+    """
+
+    def __init__(self, model: Model, *, threads: int | None = None) -> None:
+        if threads is not None:
+            if threads < 1:
+                raise BackendError(f"threads={threads} is not a positive number.")
+            torch.set_num_threads(threads)
+        self.model = model
+        self.golden: Golden | None = None
+        model.module.float().eval().requires_grad_(False)
+        if model.text is not None:
+            model.text.module.float().eval().requires_grad_(False)
+        self.info = self._info(model)
+
+    def _info(self, model: Model) -> RuntimeInfo:
+        return RuntimeInfo(
+            name=model.name,
+            spec=model.spec,
+            backend="torch",
+            precision="fp32",
+            fingerprint=model.fingerprint,
+            dim=model.module.dim,
+            preprocess=model.preprocess,
+            has_text=model.text is not None,
+            labels=tuple(model.labels) if model.labels else None,
+            logit_scale=model.logit_scale,
+            logit_bias=model.logit_bias,
+            templates=tuple(model.templates),
+            head="linear" if model.module.has_logits else None,
+            patch_tokens=True,
+            threads=torch.get_num_threads(),
+            providers=("cpu",),
+            versions={"torch": torch.__version__},
+        )
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        images = check_images(images, self.info.preprocess.size)
+        with torch.inference_mode():
+            return self.model.module(torch.from_numpy(images)).numpy()
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if self.model.text is None:
+            raise no_text(self.info)
+        tokens = torch.from_numpy(self.model.text.tokenize(list(texts)))
+        with torch.inference_mode():
+            return self.model.text.module(tokens).numpy()
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        if self.info.head != "linear":
+            raise no_logits(self.info)
+        images = check_images(images, self.info.preprocess.size)
+        with torch.inference_mode():
+            return self.model.module.logits(torch.from_numpy(images)).numpy()
+
+    def patch_tokens(self, images: np.ndarray) -> np.ndarray:
+        images = check_images(images, self.info.preprocess.size)
+        with torch.inference_mode():
+            return self.model.module.forward_patches(torch.from_numpy(images)).numpy()
+
+    def close(self) -> None:
+        """Nothing is held outside Python's memory."""

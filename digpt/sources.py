@@ -1,0 +1,135 @@
+"""Turns a model spec into a model.
+
+    bundled, bundled-teacher      the package's own checkpoints
+    ckpt.pt                       a digpt checkpoint
+    timm:NAME[@FILE]              timm's pretrained weights, or a local file (safetensors, pt)
+    open_clip:NAME/TAG_OR_FILE    open_clip's pretrained weights, or a local file
+    weights.pth                   the D-iGPT authors' released checkpoints
+
+Artifact directories and http:// addresses are runtimes: ``digpt.runtime.load_runtime`` takes those too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from digpt.artifact import Checkpoint, read_checkpoint
+from digpt.errors import CheckpointError, SpecError, near_misses
+from digpt.model import InferenceModel, TextModel, build_from_config
+from digpt.preprocess import Preprocess
+
+BUNDLED = Path(__file__).resolve().parent / "bundled" / "emoji-tiny"
+BUNDLED_FILES = {"bundled": "ckpt.pt", "bundled-teacher": "teacher.pt"}
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+FORMS = "bundled, CKPT.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, an authors' .pth"
+
+
+@dataclass
+class Model:
+    """A loaded model with everything needed to use it. ``config`` has the keys of a checkpoint's config.
+
+    ``logit_scale`` is the multiplier itself (not its logarithm). ``labels`` are those of the linear head, or the
+    model's own default class names.
+    """
+
+    spec: str
+    name: str
+    module: InferenceModel
+    preprocess: Preprocess
+    config: dict[str, Any]
+    fingerprint: str
+    text: TextModel | None = None
+    labels: list[str] | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+    templates: tuple[str, ...] = ("{}",)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def load_model(spec: str, *, image_size: int | None = None) -> Model:
+    """Load any model spec (see the module's docstring) in float32 on the CPU.
+
+    ``image_size`` rebuilds timm and open_clip models for another input side, by their libraries' own means.
+
+    Raises:
+        SpecError: nothing known is named; the message names what is close, or says what to do.
+        CheckpointError: a file that is missing, damaged, foreign or too new.
+    """
+    family, colon, rest = spec.partition(":")
+    if colon and family == "timm":
+        from digpt.source_timm import load_timm
+
+        return load_timm(spec, rest, image_size)
+    if colon and family == "open_clip":
+        from digpt.source_open_clip import load_open_clip
+
+        return load_open_clip(spec, rest, image_size)
+    if image_size is not None:
+        raise SpecError(f"{spec} has a fixed input size; only timm: and open_clip: models take another one.")
+    path = _checkpoint_path(spec)
+    if path.suffix == ".pth":
+        from digpt.source_authors import load_authors
+
+        return load_authors(spec, path)
+    return model_from_checkpoint(read_checkpoint(path), spec=spec)
+
+
+def _checkpoint_path(spec: str) -> Path:
+    """The file of a spec without a library prefix."""
+    if spec in BUNDLED_FILES:
+        path = BUNDLED / BUNDLED_FILES[spec]
+        if not path.is_file():
+            raise SpecError(f"The bundled checkpoint {path} is missing; restore it with git checkout -- {path}.")
+        return path
+    if spec.startswith(("http://", "https://")):
+        raise SpecError(f"{spec} is a running server, not weights; only a runtime can use it.")
+    path = Path(spec)
+    if (path / "manifest.json").is_file():
+        raise SpecError(f"{spec} is an exported artifact: it runs, but has no weights to load here. Use its ckpt.pt.")
+    if path.exists() or path.suffix in CHECKPOINT_SUFFIXES:
+        return path
+    close = near_misses(spec, [*BUNDLED_FILES, "timm:", "open_clip:"])
+    raise SpecError(f"Unknown model {spec!r}.{close} A model is one of: {FORMS}.")
+
+
+def model_from_checkpoint(checkpoint: Checkpoint, spec: str = "checkpoint") -> Model:
+    """Build the model of a checkpoint that is in memory.
+
+    Raises:
+        CheckpointError: its weights do not fit its config.
+    """
+    try:
+        module, text = build_from_config(checkpoint.config, checkpoint.weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{spec}: {error}") from None
+    config = checkpoint.config
+    text_config = config["text"] or {}
+    return Model(
+        spec=spec,
+        name=model_name(spec),
+        module=module,
+        preprocess=Preprocess.from_dict(config["preprocess"]),
+        config=config,
+        fingerprint=checkpoint.fingerprint,
+        text=text,
+        labels=config["labels"],
+        logit_scale=text_config.get("logit_scale"),
+        logit_bias=text_config.get("logit_bias"),
+        templates=tuple(text_config.get("templates") or ("{}",)),
+        provenance=checkpoint.provenance,
+    )
+
+
+def model_name(spec: str) -> str:
+    """A short name for tables and URLs: ``runs/a/ckpt.pt`` -> ``a``, ``timm:vit_tiny@w.pt`` -> ``vit_tiny``."""
+    if spec in BUNDLED_FILES:
+        return {"bundled": "emoji-tiny", "bundled-teacher": "emoji-tiny-teacher"}[spec]
+    family, colon, rest = spec.partition(":")
+    if colon and family == "timm":
+        return rest.partition("@")[0]
+    if colon and family == "open_clip":
+        return rest.partition("/")[0]
+    path = Path(spec)
+    return path.resolve().parent.name if path.stem == "ckpt" else path.stem

@@ -1,0 +1,179 @@
+"""The results document: round trip, refusals by name, the published schema, the printed table."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from digpt.errors import DataError
+from digpt.results import (
+    RESULTS_SCHEMA,
+    ModelRef,
+    Result,
+    ResultsDocument,
+    format_percent,
+    from_json,
+    protocol_fingerprint,
+    read_results,
+    render,
+    to_json,
+    with_fingerprint,
+    write_results,
+)
+from digpt.runtime.fake import FakeRuntime
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
+
+
+@pytest.fixture
+def document() -> ResultsDocument:
+    return ResultsDocument(
+        model=ModelRef.of(FakeRuntime(templates=("a {}", "{}")).info),
+        protocol=with_fingerprint({"name": "emoji", "methods": ("zeroshot", "knn"), "limit": None, "k": (10, 20)}),
+        results=(
+            Result("emoji", "flat", "zeroshot_top1", 0.661, (0.64, 0.6832), 1118),
+            Result("emoji", "flat", "zeroshot_top5", 0.92, None, 1118),
+            Result("emoji", "flat", "knn_top1_k20", 0.5, (0.4, 0.6), 1118),
+        ),
+    )
+
+
+def printed(document: ResultsDocument) -> str:
+    console = Console(width=100, file=io.StringIO())
+    console.print(render(document))
+    return console.file.getvalue()
+
+
+def test_round_trip_and_key_order(document, tmp_path):
+    path = write_results(document, tmp_path / "new" / "results.json")
+    assert read_results(path) == read_results(path.parent) == document
+    values = json.loads(path.read_text())
+    assert list(values) == ["schema_version", "model", "protocol", "results"]
+    assert list(values["model"])[:3] == ["spec", "fingerprint", "backend"]
+    assert values["schema_version"] == 1
+    assert values["results"][0] == {
+        "dataset": "emoji",
+        "split": "flat",
+        "metric": "zeroshot_top1",
+        "value": 0.661,
+        "ci95": [0.64, 0.6832],
+        "n": 1118,
+    }
+    assert values["model"]["templates"] == ["a {}", "{}"]
+    assert values["model"]["preprocess"]["size"] == 64
+
+
+def test_protocol_fingerprint_ignores_order_and_itself():
+    one = protocol_fingerprint({"a": 1, "b": [1, 2]})
+    assert one == protocol_fingerprint({"b": [1, 2], "a": 1, "fingerprint": "x"})
+    assert one == with_fingerprint({"a": 1, "b": (1, 2)})["fingerprint"]
+    assert one != protocol_fingerprint({"a": 1, "b": [2, 1]})
+    assert one == "sha256:" + hashlib.sha256(b'{"a":1,"b":[1,2]}').hexdigest()
+
+
+def edited(document: ResultsDocument, *path: str | int, value: object = None, drop: bool = False) -> dict:
+    values = copy.deepcopy(to_json(document))
+    target = values
+    for step in path[:-1]:
+        target = target[step]
+    if drop:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema_version",), 2, "schema version 2, this program reads up to 1; update"),
+        (("schema_version",), 0, "no results document"),
+        (("schema_version",), None, "no results document"),
+        (("results", 1, "value"), float("nan"), "results.1.value"),
+        (("results", 1, "value"), "0.5", "results.1.value"),
+        (("results", 0, "n"), 0, "results.0.n"),
+        (("results", 0, "ci95"), [0.1], "results.0.ci95"),
+        (("results", 0, "ci95"), [0.7, 0.6], "ends exchanged for emoji / flat / zeroshot_top1"),
+        (("results", 1, "metric"), "zeroshot_top1", "two rows for emoji / flat / zeroshot_top1"),
+        (("results", 0, "extra"), 1, "results.0.extra"),
+        (("model", "fingerprint"), "", "model.fingerprint"),
+        (("protocol", "name"), None, "protocol without a name"),
+        (("protocol", "limit"), 100, "does not match its fingerprint"),
+        (("protocol", "fingerprint"), "sha256:0", "does not match its fingerprint"),
+    ],
+)
+def test_refusals_name_the_place(document, path, value, message):
+    with pytest.raises(DataError, match=message):
+        from_json(edited(document, *path, value=value))
+
+
+@pytest.mark.parametrize("path", [("schema_version",), ("model", "backend"), ("results", 0, "ci95"), ("results",)])
+def test_nothing_may_be_missing(document, path):
+    with pytest.raises(DataError, match="no schema_version" if path == ("schema_version",) else str(path[-1])):
+        from_json(edited(document, *path, drop=True))
+
+
+def test_a_bad_document_is_not_written_and_leaves_the_old_one(document, tmp_path):
+    path = write_results(document, tmp_path / "results.json")
+    before = path.read_bytes()
+    bad = replace(document, results=(Result("emoji", "flat", "x", float("inf"), None, 1),))
+    with pytest.raises(DataError, match=r"results\.0\.value"):
+        write_results(bad, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(DataError, match="no results at"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"schema_version": 1, "mod')
+    with pytest.raises(DataError, match="is not JSON"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"schema_version": 1, "protocol": {"limit": NaN}}')
+    with pytest.raises(DataError, match="is not JSON"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(DataError, match="no results document"):
+        read_results(tmp_path)
+
+
+def test_percentages(document):
+    assert [format_percent(result) for result in document.results] == ["66.1 [64.0, 68.3]", "92.0", "50.0 [40.0, 60.0]"]
+
+
+def test_table(document):
+    lines = printed(document).splitlines()
+    assert lines[0].startswith("fake on fake fp32, fingerprint sha256:")
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert cells == [["flat", "66.1 [64.0, 68.3]", "92.0", "1118"], ["flat", "50.0 [40.0, 60.0]", "1118"]]
+    assert any("emoji, zero-shot" in line for line in lines) and any("emoji, kNN" in line for line in lines)
+    assert "no text tower" not in printed(document)
+
+
+def test_table_says_what_is_missing(document):
+    blind = replace(document, model=ModelRef.of(FakeRuntime(text=False).info), results=document.results[2:])
+    limited = replace(blind, protocol=with_fingerprint({**blind.protocol, "limit": 100}))
+    assert "zero-shot: not measured, this model has no text tower" in printed(blind)
+    assert "at most 100 images per split" in printed(limited)
+    assert "at most" not in printed(blind)
+    assert blind.model.templates == ()
+
+
+def test_the_published_schema_is_the_one_in_force():
+    """docs/results.md carries the schema; a change there must be meant, and raises SCHEMA_VERSION."""
+    block = DOCS.read_text(encoding="utf-8").split("```json\n")[-1].split("```")[0]
+    assert json.loads(block) == RESULTS_SCHEMA
+
+
+def test_schema_asks_for_what_from_json_asks_for():
+    assert RESULTS_SCHEMA["required"] == ["schema_version", "model", "protocol", "results"]
+    assert RESULTS_SCHEMA["$defs"]["Result"]["required"] == ["dataset", "split", "metric", "value", "ci95", "n"]
+    assert RESULTS_SCHEMA["properties"]["protocol"]["required"] == ["name", "fingerprint"]
+    assert all(not entry["additionalProperties"] for entry in RESULTS_SCHEMA["$defs"].values())
