@@ -1,0 +1,104 @@
+"""Teacher -> D-iGPT -> tuned, at toy size: what each command writes loads, and the chain of fingerprints holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from digpt.artifact import Checkpoint, read_checkpoint
+from digpt.errors import CapabilityError, ConfigError
+from digpt.sources import load_model
+from train import pretrain, teacher, zeroshot
+from train.objective import DigptConfig
+from train.pretrain import PretrainConfig, PretrainTask
+from train.teacher import TeacherConfig
+from train.zeroshot import ZeroshotConfig, ZeroshotTask
+
+STEPS = {"steps": 3, "batch_size": 8, "warmup": 1, "log_every": 1, "threads": 1}
+TEACHER = TeacherConfig(
+    **STEPS, trunk="", width=32, layers=1, head_width=16, embed_dim=16, text_width=32, text_layers=1, text_heads=2,
+    vocab_size=400,
+)  # fmt: skip
+PRETRAIN = PretrainConfig(
+    **STEPS, depth=4, objective=DigptConfig(decoder_width=32, decoder_heads=2, decoder_depth=1, taps=(1, 2, 3, 4))
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("chain")
+    files = {"teacher": teacher.run(dataclasses.replace(TEACHER, output=root / "teacher", store="float16"))}
+    config = dataclasses.replace(PRETRAIN, output=root / "pretrain", teacher=str(files["teacher"]))
+    files["pretrain"] = pretrain.run(config)
+    tuned = ZeroshotConfig(
+        **STEPS, encoder=str(files["pretrain"]), teacher=str(files["teacher"]), output=root / "zeroshot"
+    )
+    files["zeroshot"] = zeroshot.run(tuned)
+    return files
+
+
+def test_fingerprints_lead_from_the_tuned_model_to_its_teacher(chain: dict[str, Path]) -> None:
+    read: dict[str, Checkpoint] = {name: read_checkpoint(file) for name, file in chain.items()}
+    parents = {parent["role"]: parent for parent in read["zeroshot"].provenance["parents"]}
+    assert parents["encoder"]["fingerprint"] == read["pretrain"].fingerprint
+    assert parents["teacher"]["fingerprint"] == read["teacher"].fingerprint
+    assert parents["encoder"]["parents"][0]["fingerprint"] == read["teacher"].fingerprint
+    assert parents["encoder"]["steps"] == 3 and "knn_flat" in parents["encoder"]["figures"]
+
+
+def test_the_tuned_model_keeps_the_text_tower_and_embeds_both(chain: dict[str, Path]) -> None:
+    tuned, source = (
+        read_checkpoint(chain["zeroshot"]).weights["text"],
+        read_checkpoint(chain["teacher"]).weights["text"],
+    )
+    assert all(torch.equal(tuned[name], value) for name, value in source.items())
+    model = load_model(str(chain["zeroshot"]))
+    assert model.text is not None
+    image = model.module(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+    text = model.text.module(torch.from_numpy(model.text.tokenize(["red apple"])))
+    assert image.shape == (2, 16) and text.shape == (1, 16)
+
+
+def test_encoders_load_strictly_into_timm_with_equal_features(chain: dict[str, Path]) -> None:
+    pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name in ("pretrain", "zeroshot"):
+        checkpoint, model = read_checkpoint(chain[name]), load_model(str(chain[name]))
+        encoder = timm.create_model(**checkpoint.config["encoder"]).eval()
+        encoder.load_state_dict(checkpoint.weights["encoder"], strict=True)
+        with torch.no_grad():
+            normalised = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+            assert torch.allclose(encoder(normalised), model.module.features(normalised), atol=1e-5)
+
+
+def test_pretraining_logs_each_causal_step_beside_the_constant_mean(chain: dict[str, Path]) -> None:
+    rows = [json.loads(line) for line in (chain["pretrain"].parent / "metrics.jsonl").read_text().splitlines()]
+    for branch in ("gen", "dis"):
+        for step in (1, 2, 3):
+            assert 0 < rows[0][f"{branch}_step{step}_loss"] < 4 and f"{branch}_step{step}_baseline" in rows[0]
+    split = read_checkpoint(chain["pretrain"]).provenance["time_split"]
+    assert {"loader", "teacher", "encoder", "decoders", "optimiser"} <= set(split) and min(split.values()) >= 0
+
+
+@pytest.mark.parametrize("paradigm", ["fd", "gen", "gen_fd"])
+def test_other_paradigms_run_on_the_same_data_path(chain: dict[str, Path], tmp_path: Path, paradigm: str) -> None:
+    config = dataclasses.replace(PRETRAIN, paradigm=paradigm, teacher=str(chain["teacher"]), output=tmp_path)
+    task = PretrainTask(config)
+    from train.loop import Clock
+
+    first = task.loss(0, Clock())["loss"]
+    assert torch.isfinite(first) and first.requires_grad
+    assert torch.equal(first, PretrainTask(config).loss(0, Clock())["loss"])
+
+
+def test_what_cannot_be_tuned_is_refused(chain: dict[str, Path]) -> None:
+    with pytest.raises(CapabilityError, match="no text tower"):
+        ZeroshotTask(ZeroshotConfig(encoder="random", teacher=str(chain["pretrain"])))
+    with pytest.raises(ConfigError, match="not a plain ViT"):
+        ZeroshotTask(ZeroshotConfig(encoder=str(chain["teacher"]), teacher=str(chain["teacher"])))
+    with pytest.raises(ConfigError, match="Unknown paradigm 'digptt'"):
+        PretrainTask(dataclasses.replace(PRETRAIN, paradigm="digptt"))

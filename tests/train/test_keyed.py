@@ -1,0 +1,44 @@
+"""Keyed randomness: a function of (seed, epoch, index), uniform, and decorrelated."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from train.keyed import keyed_order, keyed_permutations, keyed_uniform, sample_stream
+
+
+def test_a_draw_depends_on_its_key_alone() -> None:
+    epoch, index = np.array([3, 3, 4]), np.array([7, 8, 7])
+    together = keyed_uniform(1, epoch, index, 5)
+    alone = keyed_uniform(1, epoch[1:2], index[1:2], 5)
+    assert np.array_equal(together[1:2], alone)
+    assert len(np.unique(together)) == together.size
+    assert not np.array_equal(together, keyed_uniform(2, epoch, index, 5))
+
+
+def test_draws_are_uniform_and_uncorrelated() -> None:
+    draws = keyed_uniform(0, np.zeros(20_000, dtype=np.int64), np.arange(20_000), 4)
+    assert draws.min() >= 0 and draws.max() < 1
+    assert np.allclose(draws.mean(0), 0.5, atol=0.01) and np.allclose(draws.var(0), 1 / 12, atol=0.002)
+    correlation = np.corrcoef(np.concatenate([draws[:-1].T, draws[1:].T]))
+    assert np.abs(correlation - np.eye(8)).max() < 0.03
+
+
+def test_every_epoch_visits_every_item_once_whatever_the_batch_size() -> None:
+    def stream(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = [sample_stream(step, batch_size, 30, seed=5) for step in range(120 // batch_size)]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    epochs, items = stream(8)
+    for epoch in range(4):
+        assert sorted(items[epochs == epoch]) == list(range(30))
+    assert np.array_equal(items, stream(24)[1])
+    assert not np.array_equal(items[:30], items[30:60])
+
+
+def test_permutations_are_permutations_and_all_occur() -> None:
+    drawn = keyed_permutations(0, np.zeros(600, dtype=np.int64), np.arange(600), 3)
+    assert np.array_equal(np.sort(drawn, axis=1), np.tile(np.arange(3), (600, 1)))
+    _, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(counts) == 6 and counts.min() > 60
+    assert sorted(keyed_order(0, 0, 10)) == list(range(10))

@@ -1,0 +1,169 @@
+"""The loop: exact resumption through kills, refusals, the time split; on a tiny real contrastive task."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from digpt.artifact import read_checkpoint
+from digpt.errors import CheckpointError, ConfigError, DigptError
+from train.config import parse
+from train.loop import Clock, Interrupted, train
+from train.optim import build_optimizer, learning_rate
+from train.teacher import TeacherConfig, TeacherTask
+
+TINY = TeacherConfig(
+    trunk="", width=32, layers=1, head_width=16, embed_dim=16, text_width=32, text_layers=1, text_heads=2,
+    vocab_size=400, batch_size=8, steps=12, warmup=2, log_every=1, eval_every=1000, save_every=1, threads=1,
+)  # fmt: skip
+
+
+def task_for(config: TeacherConfig) -> TeacherTask:
+    task = TeacherTask(config)
+    task.evaluate = lambda: {}  # type: ignore[method-assign]  # thousands of images: not what is tested here
+    return task
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = read_checkpoint(first).weights, read_checkpoint(second).weights
+    return all(torch.equal(value, b[group][name]) for group, named in a.items() for name, value in named.items())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    config = dataclasses.replace(TINY, output=folder)
+    train(task_for(config), config, quiet())
+    return folder
+
+
+def test_training_learns_and_writes_what_it_promises(straight: Path) -> None:
+    assert {"ckpt.pt", "metrics.jsonl", "config.json"} <= {file.name for file in straight.iterdir()}
+    values = losses(straight)
+    assert [step for step, _ in values] == list(range(1, 13))
+    assert values[-1][1] < values[0][1]
+    provenance = read_checkpoint(straight / "ckpt.pt").provenance
+    assert provenance["steps"] == 12 and provenance["seconds"] > 0
+    assert set(provenance["time_split"]) >= {"loader", "encoder", "optimiser"}
+
+
+def test_kill_nine_at_random_moments_changes_no_bit(straight: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path)
+    fork = multiprocessing.get_context("fork")
+    rng, kills = random.Random(0), 0
+    pristine = task_for(config)  # every child starts from these initial weights, as a new process would
+    while kills < 5:
+        child = fork.Process(target=train, args=(pristine, config, quiet()))
+        child.start()
+        time.sleep(rng.uniform(0.02, 0.25))
+        if child.exitcode is None and child.pid is not None:
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join()
+        if (tmp_path / "ckpt.pt").exists():
+            break
+    assert kills >= 1
+    train(pristine, config, quiet())
+    assert same_weights(straight / "ckpt.pt", tmp_path / "ckpt.pt")
+    assert losses(straight) == losses(tmp_path)
+
+
+def test_another_configuration_is_refused_by_field_and_overwrite_restarts(straight: Path) -> None:
+    other = dataclasses.replace(TINY, output=straight, lr=0.5)
+    with pytest.raises(ConfigError, match=r"lr \(0.001 there, 0.5 now\).*--overwrite"):
+        train(task_for(other), other, quiet())
+
+
+def test_sigterm_saves_and_the_same_command_resumes(straight: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, save_every=1000)
+    task = task_for(config)
+    once = task.after_step
+
+    def interrupt() -> None:
+        once()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    task.after_step = interrupt  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="stopped at step 1"):
+        train(task, config, quiet())
+    train(task_for(config), config, quiet())
+    assert same_weights(straight / "ckpt.pt", tmp_path / "ckpt.pt")
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, steps=1)
+    train(task_for(config), config, quiet())
+    (tmp_path / "resume.pt").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"resume\.pt"):
+        train(task_for(config), config, quiet())
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    from train.state import RunFolder
+
+    with (
+        RunFolder(tmp_path, {}, overwrite=False),
+        pytest.raises(ConfigError, match="Another process is training"),
+    ):
+        RunFolder(tmp_path, {}, overwrite=False)
+    with RunFolder(tmp_path, {}, overwrite=False):
+        pass  # free again
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path)
+    task = task_for(config)
+    task.loss = lambda step, clock: {"loss": task.module.clip.logit_scale * math.nan}  # type: ignore[method-assign]
+    with pytest.raises(DigptError, match="loss is nan at step 1"):
+        train(task, config, quiet())
+
+
+def test_schedule_and_weight_decay_groups() -> None:
+    config = dataclasses.replace(TINY, steps=100, warmup=10, lr=1.0, min_lr=0.1)
+    assert learning_rate(0, config) == pytest.approx(0.1) and learning_rate(9, config) == pytest.approx(1.0)
+    assert learning_rate(55, config) == pytest.approx(0.55) and learning_rate(100, config) == pytest.approx(0.1)
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    decay, plain = build_optimizer(module, config).param_groups
+    assert [p.ndim for p in decay["params"]] == [2] and len(plain["params"]) == 3 and plain["weight_decay"] == 0
+    exempt = build_optimizer(module, config, {"0.weight"}).param_groups
+    assert not exempt[0]["params"]
+
+
+def test_clock_books_nested_time_once() -> None:
+    clock = Clock()
+    with clock.part("outer"):
+        time.sleep(0.01)
+        with clock.part("inner"):
+            time.sleep(0.02)
+    assert clock.seconds["inner"] >= 0.02 and 0.01 <= clock.seconds["outer"] < 0.02
+
+
+def test_command_line_overrides_and_names_near_misses(capsys: pytest.CaptureFixture[str]) -> None:
+    config = parse("teacher", ["bundled", "--steps", "7", "--augment.rotate", "3"])
+    assert config.steps == 7 and config.augment.rotate == 3
+    with pytest.raises(ConfigError, match="bundled"):
+        parse("teacher", ["bundeld"])
+    with pytest.raises(SystemExit):
+        parse("teacher", ["--stesp", "7"])
+    assert "--steps" in capsys.readouterr().err

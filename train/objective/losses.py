@@ -1,0 +1,75 @@
+"""Cosine loss, grid resizing and the constant-mean baseline that a prediction must beat.
+
+Shapes: B batch, K clusters, S_t teacher tokens per cluster, T teacher width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def cosine_loss(prediction: Tensor, target_unit: Tensor) -> Tensor:
+    """Per-token ``2 - 2*cos``, ``[..., T]`` -> ``[...]`` in float32; ``target_unit`` is already L2-normalised."""
+    prediction = prediction.float()
+    dot = (prediction * target_unit).sum(-1)
+    return 2 - 2 * dot / torch.linalg.vector_norm(prediction, dim=-1).clamp_min(1e-6)
+
+
+def resize_matrix(source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Bilinear resizing (corners not aligned) of a flattened grid as a matrix ``[h_t*w_t, h_s*w_s]``, float32."""
+    identity = torch.eye(source[0] * source[1]).reshape(1, -1, *source)  # one channel per source cell
+    resized = F.interpolate(identity, size=target, mode="bilinear", align_corners=False)
+    return resized.flatten(2)[0].T
+
+
+class GridResize(nn.Module):
+    """Resize tokens ``[..., S, T]`` of one grid to ``[..., S_t, T]`` of another, in float32; equal grids pass through.
+
+    A matrix product: unlike the interpolation kernels its backward is deterministic.
+    """
+
+    matrix: Tensor | None
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        matrix = None if source == target else resize_matrix(source, target)
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.matrix is None:
+            return tokens
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.matrix.float() @ tokens.float()
+
+
+class MeanBaseline(nn.Module):
+    """Loss of predicting, everywhere, the constant mean direction of the targets.
+
+    A model below this line has learned something about the image; one at it has only learned the teacher's mean.
+    The mean of unit targets is a running average (plain for the first 100 training batches, then exponential with
+    weight 0.01). The best constant is m = mean(t)/|mean(t)| and its loss is ``2 - 2*mean(cos(t, m))``.
+    """
+
+    mean: Tensor
+    batches: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, batch_mean: Tensor) -> None:
+        """Fold the mean unit target ``[T]`` of one batch into the running mean."""
+        self.batches += 1
+        self.mean.lerp_(batch_mean.to(self.mean.dtype), (1 / self.batches).clamp_min(0.01))
+
+    @torch.no_grad()
+    def forward(self, target_unit_mean: Tensor) -> Tensor:
+        """``2 - 2*cos`` averaged over tokens, given the mean ``[..., T]`` of their unit targets -> ``[...]``.
+
+        The cosine is linear in the target, so the mean of the targets suffices.
+        """
+        return 2 - 2 * target_unit_mean @ F.normalize(self.mean, dim=0)

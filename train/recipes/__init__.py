@@ -1,0 +1,1 @@
+"""Recipes: one Python file each, opening with its command, hardware, time and the figures to expect."""

@@ -1,0 +1,46 @@
+"""The recipes of the bundled checkpoint ``emoji-tiny``, run one after the other.
+
+    python -m train.teacher bundled && python -m train.pretrain bundled && python -m train.zeroshot bundled
+
+Hardware: two CPU cores, float32. The time each took and the figures it reached are recorded in the checkpoints'
+provenance and printed in ``digpt/bundled/emoji-tiny/README.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from train.pretrain import PretrainConfig
+from train.teacher import TeacherConfig
+from train.zeroshot import ZeroshotConfig
+
+teacher = TeacherConfig(
+    output=Path("runs/bundled/teacher"),
+    steps=2000,
+    batch_size=128,
+    lr=2e-3,
+    warmup=50,
+    eval_every=100,
+    store="float16",
+)
+pretrain = PretrainConfig(
+    output=Path("runs/bundled/pretrain"),
+    teacher="runs/bundled/teacher/ckpt.pt",
+    steps=1500,
+    batch_size=128,
+    lr=1.5e-3,
+    warmup=100,
+    betas=(0.9, 0.95),
+    eval_every=250,
+)
+zeroshot = ZeroshotConfig(
+    output=Path("runs/bundled/zeroshot"),
+    encoder="runs/bundled/pretrain/ckpt.pt",
+    teacher="runs/bundled/teacher/ckpt.pt",
+    steps=2500,
+    batch_size=128,
+    lr=1e-3,
+    warmup=50,
+    eval_every=250,
+    store="float16",
+)

@@ -1,0 +1,189 @@
+"""Train the teacher, a small contrastive image-text model from open_clip's own classes, on the bundled data.
+
+    python -m train.teacher --output runs/teacher
+
+The loss is CLIP's within the batch, plus both sides' cross-entropy over learned prototypes of all concepts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip import CustomTextCLIP
+from torch import Tensor, nn
+
+from digpt.artifact import Checkpoint
+from digpt.preprocess import Preprocess
+from digpt.text import CompactTokenizer, train_tokenizer
+from train.augment import AugmentConfig
+from train.config import TrainConfig, main
+from train.contrastive import Captions, Prototypes, all_concepts_loss, text_to_image_loss, zero_shot_figures
+from train.data import EmojiTraining
+from train.loop import Clock, train
+from train.provenance import provenance
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class TeacherConfig(TrainConfig):
+    """A ViT and a causal text transformer, both small."""
+
+    output: Path = Path("runs/teacher")
+    image_size: int = 64
+    trunk: str = "regnetx_002"  # a timm convolutional network; empty: open_clip's VisionTransformer as below
+    patch_size: int = 16
+    width: int = 192
+    layers: int = 4
+    head_width: int = 48
+    embed_dim: int = 192
+    text_width: int = 192
+    text_layers: int = 2
+    text_heads: int = 3
+    context_length: int = 12  # covers all but the longest captions; attention is paid for every position
+    vocab_size: int = 2048
+    max_logit_scale: float = 100.0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+class TeacherModule(nn.Module):
+    """The trainable model, and the prototypes that training alone uses."""
+
+    def __init__(self, config: TeacherConfig, vocab_size: int, concepts: int) -> None:
+        super().__init__()
+        self.clip = CustomTextCLIP(
+            config.embed_dim, vision_config(config), text_config(config, vocab_size), init_logit_scale=math.log(14.3)
+        )
+        self.prototypes = Prototypes(concepts, config.embed_dim)
+
+
+def vision_config(config: TeacherConfig) -> dict[str, Any]:
+    """open_clip's ``CLIPVisionCfg`` fields."""
+    if config.trunk:
+        trunk = {"timm_model_name": config.trunk, "timm_pool": "avg", "timm_proj": "linear"}
+        return {**trunk, "image_size": config.image_size}
+    return {
+        "layers": config.layers,
+        "width": config.width,
+        "head_width": config.head_width,
+        "patch_size": config.patch_size,
+        "image_size": config.image_size,
+    }
+
+
+def text_config(config: TeacherConfig, vocab_size: int) -> dict[str, Any]:
+    """open_clip's ``CLIPTextCfg`` fields."""
+    return {
+        "context_length": config.context_length,
+        "vocab_size": vocab_size,
+        "width": config.text_width,
+        "heads": config.text_heads,
+        "layers": config.text_layers,
+    }
+
+
+class TeacherTask:
+    """Contrastive training; one batch visits training images, each with a caption of its concept."""
+
+    name = "teacher"
+
+    def __init__(self, config: TeacherConfig) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root)
+        trained = [caption for c in self.data.emoji.concepts if not c.unseen for caption in c.captions]
+        self.tokenizer_json = train_tokenizer(trained, config.vocab_size)
+        self.tokenizer = CompactTokenizer(self.tokenizer_json, config.context_length)
+        self.captions = Captions(self.data.emoji, self.tokenizer)
+        self.module = TeacherModule(config, self.tokenizer.vocab_size, self.captions.count)
+        self.module.clip.visual.to(memory_format=torch.channels_last)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> unit ``[B,D]``."""
+        images = ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
+        return F.normalize(self.module.clip.encode_image(images).float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[U,L]`` -> unit ``[U,D]``."""
+        return F.normalize(self.module.clip.encode_text(tokens).float(), dim=-1)
+
+    def loss(self, step: int, clock: Clock) -> dict[str, Tensor]:
+        with clock.part("loader"):
+            batch = self.data.batch(step)
+            rows = self.captions.row[batch.concepts]
+            distinct, inverse = torch.unique(rows, return_inverse=True)
+            uniform = batch.draws[:, 0].new_zeros(len(distinct)).index_copy(0, inverse, batch.draws[:, 0])
+            tokens = self.captions.tokens[self.captions.draw(distinct, uniform)]
+            positive = F.one_hot(inverse, len(distinct)).T.float()  # [U, B]
+        with clock.part("encoder"):
+            images, texts = self.embed_images(batch.images), self.embed_texts(tokens)
+            scale = self.module.clip.logit_scale.exp()
+            concepts = self.module.prototypes()
+            of_images = all_concepts_loss(images, concepts, rows, scale)
+            of_texts = all_concepts_loss(texts, concepts, distinct, scale)
+            to_text = all_concepts_loss(images, texts, inverse, scale)  # CLIP's loss, both ways, within the batch
+            to_image = text_to_image_loss(images, texts, positive, scale)
+        loss = of_images + of_texts + (to_text + to_image) / 2
+        return {"loss": loss, "images": of_images.detach(), "texts": of_texts.detach(), "scale": scale.detach()}
+
+    def backward(self, loss: Tensor, clock: Clock) -> None:
+        with clock.part("encoder"):
+            loss.backward()
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            self.module.clip.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
+
+    @cached_property
+    def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: self.data.split(name) for name in ("val", "flat", "contrast")}
+
+    def evaluate(self) -> dict[str, float]:
+        names = self.embed_texts(torch.from_numpy(self.tokenizer(self.data.emoji.five_style_names())))
+        return zero_shot_figures(self.data.emoji, names, self.embed_images, self._splits.__getitem__)
+
+    def no_weight_decay(self) -> set[str]:
+        clip = "clip.text.positional_embedding", "clip.text.token_embedding.weight", "clip.visual.positional_embedding"
+        return set(clip)
+
+    def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
+        config, clip = self.config, self.module.clip
+        preprocess = Preprocess(size=config.image_size, resize="shortest", mean=MEAN, std=STD)
+        return Checkpoint(
+            config={
+                "architecture": "open_clip",
+                "encoder": {"embed_dim": config.embed_dim, "vision_cfg": vision_config(config), "quick_gelu": False},
+                "preprocess": preprocess.to_dict(),
+                "pooling": "token",
+                "head": None,
+                "text": {
+                    "tower": {**text_config(config, self.tokenizer.vocab_size), "output_dim": config.embed_dim},
+                    "tokenizer": self.tokenizer_json,
+                    "context_length": config.context_length,
+                    "templates": ["{}"],
+                    "logit_scale": clip.logit_scale.exp().item(),
+                    "logit_bias": None,
+                },
+                "labels": self.data.emoji.five_style_names(),
+                "objective": None,
+            },
+            weights={"encoder": clip.visual.state_dict(), "text": clip.text.state_dict()},
+            provenance=provenance(self.name, config, self.data.fingerprint, [], figures),
+        )
+
+
+def run(config: TeacherConfig) -> Path:
+    """Train the teacher; returns the checkpoint's path."""
+    path = train(TeacherTask(config), config)
+    print(f"next: python -m train.pretrain --teacher {path}")
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("teacher", run))

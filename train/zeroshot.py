@@ -1,0 +1,187 @@
+"""Align a D-iGPT encoder with the teacher's text tower, contrastively, to a checkpoint that embeds text too.
+
+    python -m train.zeroshot --encoder runs/pretrain/ckpt.pt --output runs/zeroshot
+
+The text tower is frozen by default (LiT, Zhai et al., 2022), so every image is contrasted with all training concepts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from digpt.artifact import Checkpoint
+from digpt.encoder import build_encoder, encoder_config, finetuned_config
+from digpt.errors import CapabilityError, ConfigError
+from digpt.preprocess import Preprocess
+from digpt.sources import load_model
+from train.augment import AugmentConfig
+from train.config import TrainConfig, main
+from train.contrastive import SIDE_SPLITS, Captions, all_concepts_loss, text_to_image_loss, zero_shot_figures
+from train.data import EmojiTraining
+from train.loop import Clock, train
+from train.provenance import parent, provenance
+
+
+@dataclass(frozen=True)
+class ZeroshotConfig(TrainConfig):
+    """What is aligned with what."""
+
+    output: Path = Path("runs/zeroshot")
+    encoder: str = "runs/pretrain/ckpt.pt"  # a pretraining checkpoint, or "random" for the control without pretraining
+    teacher: str = "bundled-teacher"  # whose text tower it is aligned with
+    variant: str = "Ti/16"  # shape of the encoder when it is "random"
+    image_size: int = 64
+    depth: int = 6
+    max_logit_scale: float = 100.0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+class ZeroshotModule(nn.Module):
+    """Encoder (mean of the patch tokens, then timm's ``fc_norm``), projection and temperature."""
+
+    def __init__(self, encoder: VisionTransformer, dim: int, logit_scale: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection = nn.Linear(encoder.embed_dim, dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=encoder.embed_dim**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+
+    def forward(self, normalised: Tensor) -> Tensor:
+        """Normalised ``[B,3,S,S]`` -> unit ``[B,D]``."""
+        return F.normalize(self.projection(self.encoder(normalised)).float(), dim=-1)
+
+
+class ZeroshotTask:
+    """Contrastive tuning of the image side against frozen caption embeddings."""
+
+    name = "zeroshot"
+
+    def __init__(self, config: ZeroshotConfig) -> None:
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root)
+        self.teacher = load_model(config.teacher)
+        if self.teacher.text is None or self.teacher.config.get("text") is None:
+            raise CapabilityError(f"{config.teacher} has no text tower of our own; train one with train.teacher.")
+        self.text = self.teacher.text
+        self.parents = [parent("teacher", self.teacher.fingerprint, self.teacher.provenance)]
+        encoder = self._encoder()
+        self.captions = Captions(self.data.emoji, self.text.tokenize)
+        self.table = self._embed(self.captions.tokens)  # unit [captions, D]
+        self.module = ZeroshotModule(encoder, self.table.shape[1], self.teacher.logit_scale or 14.3)
+
+    def _encoder(self) -> VisionTransformer:
+        config = self.config
+        if config.encoder == "random":
+            self.encoder_config = finetuned_config(
+                encoder_config(config.variant, config.image_size, depth=config.depth)
+            )
+            self.preprocess = Preprocess(size=config.image_size)
+            return build_encoder(self.encoder_config)
+        source = load_model(config.encoder)
+        if source.config["architecture"] != "timm" or not isinstance(source.module.encoder, VisionTransformer):
+            raise ConfigError(f"{config.encoder} is not a plain ViT of ours; give a checkpoint of train.pretrain.")
+        self.parents.append(parent("encoder", source.fingerprint, source.provenance))
+        self.encoder_config, self.preprocess = finetuned_config(source.config["encoder"]), source.preprocess
+        encoder = build_encoder(self.encoder_config)
+        missing, unexpected = encoder.load_state_dict(source.module.encoder.state_dict(), strict=False)
+        # a pretraining encoder has no norm after pooling; everything else must be there
+        if unexpected or any(not name.startswith("fc_norm.") for name in missing):
+            raise ConfigError(f"{config.encoder} does not fit the tuned encoder: {[*missing, *unexpected][:4]}.")
+        return encoder
+
+    @torch.no_grad()
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return torch.cat([F.normalize(self.text.module(part).float(), dim=-1) for part in tokens.split(256)])
+
+    def loss(self, step: int, clock: Clock) -> dict[str, Tensor]:
+        with clock.part("loader"):
+            batch = self.data.batch(step)
+            rows = self.captions.row[batch.concepts]
+            # one caption per concept and step, keyed by the step
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+            everyone = torch.arange(self.captions.count)
+            texts = self.table[self.captions.draw(everyone, torch.rand(self.captions.count, generator=generator))]
+            distinct, inverse = torch.unique(rows, return_inverse=True)
+            positive = F.one_hot(inverse, len(distinct)).T.float()
+            images = (batch.images - self._mean) / self._std
+        with clock.part("encoder"):
+            embedded, scale = self.module(images), self.module.logit_scale.exp()
+            to_text = all_concepts_loss(embedded, texts, rows, scale)
+            to_image = text_to_image_loss(embedded, texts[distinct], positive, scale)
+        return {"loss": (to_text + to_image) / 2, "scale": scale.detach()}
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        return torch.tensor(self.preprocess.mean).view(3, 1, 1)
+
+    @cached_property
+    def _std(self) -> Tensor:
+        return torch.tensor(self.preprocess.std).view(3, 1, 1)
+
+    def backward(self, loss: Tensor, clock: Clock) -> None:
+        with clock.part("encoder"):
+            loss.backward()
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            self.module.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
+
+    @cached_property
+    def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: self.data.split(name) for name in SIDE_SPLITS}
+
+    def evaluate(self) -> dict[str, float]:
+        names = self._embed(torch.from_numpy(self.text.tokenize(self.data.emoji.five_style_names())))
+
+        def embed(images: Tensor) -> Tensor:
+            return self.module((images - self._mean) / self._std)
+
+        return zero_shot_figures(self.data.emoji, names, embed, self._splits.__getitem__)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"encoder.cls_token", "encoder.pos_embed", "logit_scale"}
+
+    def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
+        encoder, dim = self.module.encoder, self.table.shape[1]
+        text = {**self.teacher.config["text"], "logit_scale": self.module.logit_scale.exp().item()}
+        return Checkpoint(
+            config={
+                "architecture": "timm",
+                "encoder": self.encoder_config,
+                "preprocess": self.preprocess.to_dict(),
+                "pooling": "avg",
+                "head": {"type": "projection", "in": encoder.embed_dim, "out": dim},
+                "text": text,
+                "labels": self.data.emoji.five_style_names(),
+                "objective": None,
+            },
+            weights={
+                "encoder": encoder.state_dict(),
+                "head": self.module.projection.state_dict(),
+                "text": self.text.module.state_dict(),
+            },
+            provenance=provenance(self.name, self.config, self.data.fingerprint, self.parents, figures),
+        )
+
+
+def run(config: ZeroshotConfig) -> Path:
+    """Tune; prints the commands to type next; returns the checkpoint's path."""
+    path = train(ZeroshotTask(config), config)
+    print(f"next: python -m evaluate.robustness {path}")
+    print(f"      python -m export {path} --to onnx --output {path.parent / 'artifact'}")
+    print(f"      python -m serve --model {path}")
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("zeroshot", run))
