@@ -1,0 +1,1 @@
+"""Measuring a model: each evaluator yields numbers, each command prints them and writes ``results.json``."""

@@ -1,0 +1,105 @@
+"""Builds ONNX files from a model: pixels in, embedding (and logits, patch tokens) out, any batch size.
+
+Decoding and resizing stay in ``digpt.preprocess``; conversion to float, normalisation, pooling and head are inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir
+import torch
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+)
+from torch import Tensor, nn
+
+from digpt.model import InferenceModel, TextModel
+from digpt.runtime.onnx import IDENTITY_KEY
+
+OPSET = 20
+EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
+SINGLE_FILE_LIMIT = 1_800_000_000  # protobuf ends at 2 GiB; above this the weights go into a file beside
+
+
+class ImageGraph(nn.Module):
+    """uint8 ``[B,H,W,3]`` -> one tensor per name of ``outputs``: embedding, logits, patch_tokens."""
+
+    def __init__(self, model: InferenceModel, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        compute = {
+            "embedding": self.model.forward,
+            "logits": self.model.logits,
+            "patch_tokens": self.model.forward_patches,
+        }
+        return tuple(compute[name](images) for name in self.outputs)
+
+
+def build_image(module: InferenceModel, path: Path, *, size: int, outputs: tuple[str, ...], identity: str) -> None:
+    """Write the image tower to ``path``; ``identity`` (JSON) is stored within, for the runtime to compare."""
+    example = torch.zeros(EXAMPLE_BATCH, size, size, 3, dtype=torch.uint8)
+    _export(ImageGraph(module, outputs).eval(), example, path, ("images", outputs), {IDENTITY_KEY: identity})
+
+
+def build_text(text: TextModel, path: Path, *, identity: str) -> None:
+    """Write the text tower, int64 ``[N,L]`` -> float32 ``[N,D]``, to ``path``."""
+    example = torch.from_numpy(text.tokenize(["a", "b"]))
+    _export(text.module.eval(), example, path, ("tokens", ("embedding",)), {IDENTITY_KEY: identity})
+
+
+def _export(
+    module: nn.Module, example: Tensor, path: Path, names: tuple[str, tuple[str, ...]], metadata: Mapping[str, str]
+) -> None:
+    input_name, output_names = names
+    with torch.inference_mode():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[input_name],
+            output_names=list(output_names),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None  # with dynamo=True it always returns a program
+    graph = program.model.graph
+    # Logits and patch tokens trace the encoder again; equal weights, then equal nodes are merged: it runs once.
+    DeduplicateInitializersPass(size_limit=2**40)(program.model)
+    CommonSubexpressionEliminationPass()(program.model)
+    RemoveUnusedNodesPass()(program.model)
+    _free_names(graph, (input_name, *output_names))
+    _strip_traces(graph)
+    program.model.metadata_props.update(metadata)
+    weight_bytes = sum(
+        value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None
+    )
+    program.save(path, external_data=weight_bytes > SINGLE_FILE_LIMIT)
+
+
+def _free_names(graph: onnx_ir.Graph, names: tuple[str, ...]) -> None:
+    """Rename inner values that are called like an input or output (a lookup's result is called "embedding")."""
+    outer = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in names and id(value) not in outer:
+                value.name = f"{value.name}_of_{node.name}"
+
+
+def _strip_traces(graph: onnx_ir.Graph) -> None:
+    """Remove the exporter's notes: stack traces hold file names of the machine that exported."""
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()

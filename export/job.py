@@ -1,0 +1,152 @@
+"""What an export loads once: model, images, golden embeddings, and the manifest without its figures."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digpt.artifact import canonical_json
+from digpt.errors import ConfigError, DataError, InputError
+from digpt.runtime.artifact import identity
+from digpt.runtime.base import Golden
+from digpt.runtime.golden import write_golden
+from digpt.runtime.torch import TorchRuntime
+from digpt.sources import Model, load_model
+from export.images import bundled_images, bundled_names, evenly, folder_images
+from export.tokenizer import write_tokenizer
+
+GOLDEN_FILE = "golden.npz"
+GOLDEN_IMAGES = 16
+GOLDEN_FILES_LIMIT = 4 * 2**20  # bytes of encoded golden images; beyond it only their crops are kept
+FOREIGN_LABELS = 256  # of the bundled names, for models that have no labels of their own
+PACKAGES = ("digpt", "torch", "timm", "open_clip_torch", "onnx", "onnxscript", "numpy", "pillow", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export, loaded: what every engine is built from and measured with. ``crops`` are uint8 ``[n,H,W,3]``."""
+
+    model: Model
+    reference: TorchRuntime
+    manifest: dict[str, Any]
+    crops: np.ndarray
+    labels: tuple[str, ...]
+    outputs: tuple[str, ...]
+    threads: int | None
+
+    @property
+    def identity(self) -> str:
+        return canonical_json(identity(self.manifest)).decode()
+
+
+def load_job(
+    spec: str,
+    directory: Path,
+    *,
+    threads: int | None,
+    images: Path | None,
+    parity_images: int,
+    text: bool,
+    patch_tokens: bool,
+) -> Job:
+    """Load the model, its images and torch float32's answers; write ``golden.npz`` and the tokenizer to ``directory``.
+
+    Raises:
+        SpecError, CheckpointError, DataError: the model or the images cannot be read.
+        BackendError: the model's tokenizer cannot be exported.
+    """
+    model = load_model(spec)
+    if not text:
+        model = replace(model, text=None)
+    reference = TorchRuntime(model, threads=threads)
+    names, encoded = _pictures(images, parity_images)
+    crops = np.stack([_crop(model, name, data) for name, data in zip(names, encoded, strict=True)])
+    labels = tuple(model.labels or (evenly(bundled_names(), FOREIGN_LABELS) if model.text else ()))
+    write_golden(directory / GOLDEN_FILE, _golden(reference, crops, encoded, labels))
+    return Job(
+        model, reference, _manifest(model, directory, labels), crops, labels, _outputs(model, patch_tokens), threads
+    )
+
+
+def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str, Any]:
+    text = None
+    if model.text is not None:
+        text = {
+            "tokenizer": write_tokenizer(model, model.text, directory, labels),
+            "templates": list(model.templates),
+            "logit_scale": model.logit_scale,
+            "logit_bias": model.logit_bias,
+        }
+    return {
+        "name": model.name,
+        "source": {"spec": model.spec, "fingerprint": model.fingerprint, "provenance": model.provenance or {}},
+        "backend": "",
+        "precision": "",
+        "fingerprint": model.fingerprint,
+        "dim": model.module.dim,
+        "preprocess": model.preprocess.to_dict(),
+        "pooling": model.config["pooling"],
+        "labels": list(model.labels) if model.labels else None,
+        "head": "linear" if model.module.has_logits else None,
+        "text": text,
+        "abstain_threshold": None,
+        "engines": {},
+        "golden": {"file": GOLDEN_FILE, "images": GOLDEN_IMAGES, "reference": "torch fp32"},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a checkout on the path has no metadata
+    return found
+
+
+def _outputs(model: Model, patch_tokens: bool) -> tuple[str, ...]:
+    logits = ("logits",) if model.module.has_logits else ()
+    return ("embedding", *logits, *(("patch_tokens",) if patch_tokens else ()))
+
+
+def _golden(reference: TorchRuntime, crops: np.ndarray, encoded: Sequence[bytes], labels: Sequence[str]) -> Golden:
+    files = tuple(encoded[:GOLDEN_IMAGES])
+    texts = tuple(evenly(labels, GOLDEN_IMAGES)) if reference.info.has_text else ()
+    return Golden(
+        images=crops[:GOLDEN_IMAGES],
+        embeddings=reference.embed(crops[:GOLDEN_IMAGES]),
+        cosine=1.0,  # the engines state their own tolerances
+        relative_error=0.0,
+        encoded=files if sum(map(len, files)) <= GOLDEN_FILES_LIMIT else (),
+        texts=texts,
+        text_embeddings=reference.embed_texts(texts) if texts else None,
+    )
+
+
+def _pictures(folder: Path | None, count: int) -> tuple[list[str], list[bytes]]:
+    if count < GOLDEN_IMAGES:
+        raise ConfigError(
+            f"--parity-images {count}: at least {GOLDEN_IMAGES} are needed for a figure that means something."
+        )
+    if folder is None:
+        encoded = bundled_images(count)
+        return [f"bundled image {index}" for index in range(len(encoded))], encoded
+    files = folder_images(folder, count)
+    if len(files) < GOLDEN_IMAGES:
+        raise DataError(f"--images {folder} holds {len(files)} images; at least {GOLDEN_IMAGES} are needed.")
+    return [str(file) for file in files], [file.read_bytes() for file in files]
+
+
+def _crop(model: Model, name: str, data: bytes) -> np.ndarray:
+    try:
+        return model.preprocess(data)
+    except InputError as error:
+        raise DataError(f"{name}: {error} Remove it or give other --images.") from error

@@ -1,0 +1,24 @@
+"""Serving: one engine behind HTTP.
+
+    python -m serve --model bundled --port 8000
+
+| file | what it is for |
+|---|---|
+| cli.py | the command line: load the models, mount the demo, run uvicorn |
+| settings.py | the limits of a server |
+| api.py | ``create_app(engines, settings)``: the FastAPI application |
+| routes.py | the endpoints and what they say in the OpenAPI document |
+| schemas.py | what a request and an answer look like |
+| inputs.py | JSON, multipart or one raw image -> the same request |
+| images.py | base64, data URIs and bytes -> the model's crops, item by item |
+| answers.py | a request -> decode, infer, answer |
+| service.py | the models being served and whether they are ready |
+| worker.py | one inference thread behind a bounded queue |
+| errors.py | every exception -> one status and one error schema |
+| docs.py | the page at /docs, which needs no network |
+"""
+
+from serve.api import create_app
+from serve.settings import Settings
+
+__all__ = ["Settings", "create_app"]

@@ -1,0 +1,181 @@
+"""A validated request -> decode, wait for the model, compute, answer. Items fail one by one.
+
+A request whose items all fail is answered with the first item's error; one in which some succeed is answered 200.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from digpt.engine import Prediction
+from digpt.errors import CapabilityError, InputError
+from digpt.runtime.base import RuntimeInfo, no_text
+from serve.errors import DeadlineError, InferenceError, ItemError, SchemaError, problem
+from serve.images import decode_all
+from serve.inputs import Inputs, check_limits
+from serve.schemas import ClassifyRequest, EmbedRequest
+from serve.service import ServedModel, Service
+
+T = TypeVar("T")
+
+NONE_OF_THESE = "none of these"
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """The error of each item that has one, the value computed from the others, and the times it took."""
+
+    errors: list[InputError | None]
+    value: T
+    timings_ms: dict[str, float]
+
+
+async def embed(service: Service, inputs: Inputs[EmbedRequest]) -> dict[str, Any]:
+    """Answer ``POST /embed``; see ``schemas.EmbedResponse``."""
+    request, texts = inputs.request, inputs.request.texts or []
+    check_limits(len(inputs.images) + len(texts), {"texts": texts}, service.settings)
+    model = service.model(request.model)
+    engine = model.engine
+    refused = no_text(engine.info) if texts and not engine.info.has_text else None
+
+    def compute(crops: list[np.ndarray]) -> np.ndarray:
+        rows = [engine.embed_images(crops, normalize=request.normalize)]
+        if texts and refused is None:
+            rows.append(engine.embed_texts(texts, normalize=request.normalize))
+        return finite(np.concatenate(rows))
+
+    outcome = await run(service, model, inputs, [refused] * len(texts), compute)
+    rows, data = iter(outcome.value), []
+    for index, error in enumerate(outcome.errors):
+        is_image = index < len(inputs.images)
+        entry: dict[str, Any] = {"index": index, "type": "image" if is_image else "text"}
+        if error is None:
+            entry["embedding"] = encode(next(rows), request.encoding_format)
+        else:
+            entry["error"] = problem(error, param=inputs.param if is_image else "texts", index=index).body()
+        data.append(entry)
+    return envelope(model, outcome, data, {"images": len(inputs.images), "texts": len(texts)}, dim=engine.info.dim)
+
+
+async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[str, Any]:
+    """Answer ``POST /classify``; see ``schemas.ClassifyResponse``."""
+    request, labels, templates = inputs.request, inputs.request.labels, inputs.request.templates
+    check_limits(len(inputs.images), {"labels": labels, "templates": templates}, service.settings)
+    check_labels(labels, templates, service)
+    model = service.model(request.model)
+    engine = model.engine
+    threshold = abstain_threshold(engine.info) if request.abstain else None
+    if templates and labels is None and engine.info.head == "linear":
+        raise SchemaError("templates say how to word labels; give labels, or leave templates out.", param="templates")
+
+    def compute(crops: list[np.ndarray]) -> list[list[Prediction]]:
+        return engine.classify(crops, labels, templates, top_k=request.top_k, multi_label=request.multi_label)
+
+    outcome = await run(service, model, inputs, [], compute)
+    rows, data = iter(outcome.value), []
+    for index, error in enumerate(outcome.errors):
+        if error is None:
+            best = abstaining(next(rows), threshold)
+            data.append({"index": index, "predictions": [{"label": p.label, "score": p.score} for p in best]})
+        else:
+            data.append({"index": index, "error": problem(error, param=inputs.param, index=index).body()})
+    return envelope(model, outcome, data, {"images": len(inputs.images), "texts": len(labels or [])})
+
+
+async def run(
+    service: Service,
+    model: ServedModel,
+    inputs: Inputs[Any],
+    texts: Sequence[InputError | None],
+    compute: Callable[[list[np.ndarray]], T],
+) -> Outcome[T]:
+    """Decode the images and let the model's worker compute over those that could be.
+
+    ``texts`` has one entry per text that is an item of its own: its error, or None.
+
+    Raises:
+        ItemError: every item failed.
+        NotReadyError, QueueFullError, DeadlineError: the model is not ready, has too much to do, took too long.
+    """
+    model.require_ready()
+    started = time.perf_counter()
+    pixels = (len(inputs.images) + len(texts)) * model.engine.info.preprocess.size**2
+    limit = service.settings.deadline_s
+    try:
+        with model.worker.admit(pixels):
+            async with asyncio.timeout(limit):
+                decoded = await decode_all(
+                    service.decoders, model.engine, inputs.images, preprocessed=inputs.request.preprocessed
+                )
+                decoded_at = time.perf_counter()
+                errors = [item if isinstance(item, InputError) else None for item in decoded] + list(texts)
+                if errors[0] is not None and None not in errors:
+                    raise ItemError(errors[0], param=inputs.param if inputs.images else "texts", index=0)
+                crops = [item for item in decoded if not isinstance(item, InputError)]
+                ran = await model.worker.run(lambda: compute(crops), pixels=pixels)
+    except TimeoutError:
+        raise DeadlineError(f"No answer within {limit:g} seconds; send fewer images at a time, or try later.") from None
+    seconds = {"decode": decoded_at - started, "queue": ran.queue_s, "inference": ran.inference_s}
+    seconds["total"] = time.perf_counter() - started
+    return Outcome(errors, ran.value, {stage: round(1000 * value, 3) for stage, value in seconds.items()})
+
+
+def envelope(
+    model: ServedModel, outcome: Outcome[Any], data: list[dict[str, Any]], usage: dict[str, int], **more: object
+) -> dict[str, Any]:
+    """Put ``data`` into what every answer says about itself."""
+    said = {"model": model.name, "fingerprint": model.engine.info.fingerprint, **more}
+    return {**said, "data": data, "usage": usage, "timings_ms": outcome.timings_ms}
+
+
+def encode(row: np.ndarray, encoding_format: str) -> list[float] | str:
+    """One embedding float32 ``[D]`` as a list of numbers, or as base64 of its little-endian bytes."""
+    if encoding_format == "base64":
+        return base64.b64encode(np.ascontiguousarray(row, "<f4").tobytes()).decode("ascii")
+    numbers: list[float] = row.tolist()
+    return numbers
+
+
+def finite(embeddings: np.ndarray) -> np.ndarray:
+    """Return ``embeddings`` if they are numbers; NaN has no JSON, and no meaning for a client."""
+    if not np.isfinite(embeddings).all():
+        raise InferenceError("The model answered with numbers that are not finite.")
+    return embeddings
+
+
+def check_labels(labels: list[str] | None, templates: list[str] | None, service: Service) -> None:
+    """Raise SchemaError if there are more labels, or more prompts made of them, than the settings allow."""
+    settings = service.settings
+    if labels and len(labels) > settings.max_labels:
+        raise SchemaError(f"{len(labels)} labels, at most {settings.max_labels} are allowed.", param="labels")
+    prompts = len(labels or []) * len(templates or [])
+    if prompts > settings.max_prompts or len(templates or []) > settings.max_labels:
+        raise SchemaError(
+            f"{len(labels or [])} labels in {len(templates or [])} templates make more than the "
+            f"{settings.max_prompts} prompts allowed.",
+            param="templates",
+        )
+
+
+def abstain_threshold(info: RuntimeInfo) -> float:
+    """Return the score below which a model's best label means nothing; CapabilityError if none was calibrated."""
+    if info.abstain_threshold is None:
+        raise CapabilityError(
+            f"{info.name} has no calibrated threshold, so it cannot abstain; leave abstain out, "
+            "or serve an artifact that was exported with one."
+        )
+    return info.abstain_threshold
+
+
+def abstaining(predictions: list[Prediction], threshold: float | None) -> list[Prediction]:
+    """Put "none of these" before predictions whose best score is below the threshold."""
+    if threshold is None or predictions[0].score >= threshold:
+        return predictions
+    return [Prediction(NONE_OF_THESE, 1.0 - predictions[0].score), *predictions]

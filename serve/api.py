@@ -1,0 +1,93 @@
+"""``create_app(engines, settings)``: the FastAPI application, a pure function of its arguments.
+
+>>> app = create_app({"emoji-tiny": Engine.load("bundled")}, Settings())
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Mount
+
+from digpt.engine import Engine
+from digpt.errors import DigptError
+from serve.docs import docs_page
+from serve.errors import FRAMEWORK_CODES, Problem, problem
+from serve.routes import inference_router, status_router
+from serve.service import Service
+from serve.settings import Settings
+
+log = logging.getLogger("serve")
+
+DEMO_PATH = "/demo"
+DESCRIPTION = "Embeddings and classes of images. Every answer names the fingerprint of the weights that gave it."
+
+
+def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) -> FastAPI:
+    """Serve ``engines`` by name; the first is the default. The application closes them when it stops."""
+    service = Service(engines, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="digpt", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.include_router(inference_router(service))
+    app.include_router(status_router(service))
+    _add_pages(app)
+    _add_error_handlers(app)
+    return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        has_demo = any(isinstance(route, Mount) and route.path == DEMO_PATH for route in app.routes)
+        return RedirectResponse(DEMO_PATH if has_demo else "/docs")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves in one schema; ``serve.errors`` decides which."""
+
+    @app.exception_handler(DigptError)
+    async def expected(request: Request, error: DigptError) -> JSONResponse:
+        found = problem(error)
+        if found.status == 500:
+            log.error("%s %s: %s", request.method, request.url.path, error)
+        return _response(found)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        fault = error.errors()[0]
+        return _response(Problem(422, f"{fault['loc'][-1]}: {fault['msg']}.", "invalid_request", str(fault["loc"][-1])))
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> JSONResponse:
+        message = str(error.detail)
+        if error.status_code == 404:
+            message = f"There is no {request.url.path} here; /docs lists what there is."
+        elif error.status_code == 405:
+            message = f"{request.url.path} does not take {request.method}."
+        code = FRAMEWORK_CODES.get(error.status_code, "http_error")
+        return _response(Problem(error.status_code, message, code), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return _response(problem(error))  # starlette logs the traceback
+
+
+def _response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": found.body()}, found.status, {**(headers or {}), **found.headers()})

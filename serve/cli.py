@@ -1,0 +1,122 @@
+"""The command line of ``python -m serve``: load the models, mount the demo, run uvicorn."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+import uvicorn
+from fastapi import FastAPI
+
+from digpt.engine import Engine
+from digpt.errors import ConfigError, DigptError
+from digpt.preprocess import DecodeLimits
+from serve.api import DEMO_PATH, create_app
+from serve.settings import MIB, Settings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+GRACE_S = 5  # beyond the deadline, for answers on their way when the server is told to stop
+
+
+@dataclass(frozen=True)
+class ServeConfig(Settings):
+    """Serve models over HTTP, with the demo at /demo and the API at /docs.
+
+    python -m serve --model bundled --port 8000
+    python -m serve --model photos=open_clip:ViT-B-16/openai --model emoji=bundled
+    """
+
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]SPEC"), tyro.conf.UseAppendAction] = ()
+    """A model to serve, repeatable; the first is the default. SPEC: bundled (the default), a ckpt.pt, an artifact
+    directory, timm:NAME, open_clip:NAME/TAG."""
+    backend: str | None = None
+    """torch or onnx; by default what fits the model."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 answers the whole network."""
+    port: int = 8000
+    """Port to listen on."""
+    threads: int | None = None
+    """Threads of the model's computation; by default as many as the backend likes."""
+    demo: bool = True
+    """Whether to serve the demo at /demo."""
+    max_image_bytes: int = 20 * MIB
+    """Bytes of one image file; more is answered 413."""
+    max_image_pixels: int = 50_000_000
+    """Pixels of one image, read from its header before decoding; more is answered 413."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; 2 and a sentence if a model cannot be loaded."""
+    try:
+        config = tyro.cli(ServeConfig, prog="python -m serve", args=argv)
+        engines = load_engines(config)
+        app = build(config, engines)
+    except DigptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    announce(config, engines)
+    uvicorn.run(
+        app,
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(config.deadline_s) + GRACE_S,
+    )
+    return 0
+
+
+def build(config: ServeConfig, engines: dict[str, Engine]) -> FastAPI:
+    """The application of the command line: the API and, unless it is turned off, the demo of the default model."""
+    api = create_app(engines, config)
+    if config.demo:
+        import app
+
+        app.mount(api, next(iter(engines.values())))
+    return api
+
+
+def load_engines(config: ServeConfig) -> dict[str, Engine]:
+    """Load every model under its name.
+
+    Raises:
+        ConfigError: two models of one name.
+        DigptError: as ``Engine.load``.
+    """
+    limits = DecodeLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+    engines: dict[str, Engine] = {}
+    for argument in config.model or ("bundled",):
+        name, spec = split_model(argument)
+        engine = Engine.load(spec, config.backend, threads=config.threads, limits=limits)
+        name = name or public_name(engine.info.name)
+        if name in engines:
+            raise ConfigError(f"Two models are named {name!r}; name one of them: --model NAME={spec}.")
+        engines[name] = engine
+    return engines
+
+
+def split_model(argument: str) -> tuple[str | None, str]:
+    """``NAME=SPEC`` or ``SPEC`` -> name or None, and spec; a path with a ``=`` in it is no name."""
+    name, equals, spec = argument.partition("=")
+    return (name, spec) if equals and NAME.fullmatch(name) else (None, argument)
+
+
+def public_name(name: str) -> str:
+    """Turn a runtime's name into one that fits into a URL's path."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+def announce(config: ServeConfig, engines: dict[str, Engine]) -> None:
+    """Say what is served and where."""
+    address = f"http://{config.host}:{config.port}"
+    for name, engine in engines.items():
+        info = engine.info
+        print(f"{name}: {info.fingerprint}, {info.backend} {info.precision} on {', '.join(info.providers)}")
+    print(f"API  {address}/docs" + (f"\ndemo {address}{DEMO_PATH}" if config.demo else ""), flush=True)

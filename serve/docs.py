@@ -1,0 +1,112 @@
+"""The page at /docs: the OpenAPI document for reading, with examples to paste into a shell.
+
+Swagger's page loads its script from another host; this one works on a machine without a network.
+"""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import Any
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; }
+section { border-top: 1px solid var(--line); padding: 1rem 0; }
+pre { background: var(--soft); padding: .75rem; overflow-x: auto; border-radius: .4rem; font-size: .85rem; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); }
+.method { font-weight: 700; background: var(--soft); border-radius: .3rem; padding: .1rem .4rem; font-size: .85rem; }
+h2 { font-size: 1.1rem; } h3 { font-size: .95rem; margin-bottom: .3rem; }
+"""
+
+EXAMPLES = {
+    "/embed": """# one image as the whole body
+curl -s {base}embed -H 'Content-Type: image/png' --data-binary @image.png
+
+# images and texts as JSON; base64 is a quarter of the size
+curl -s {base}embed -H 'Content-Type: application/json' \\
+  -d '{{"images": ["'$(base64 -w0 image.png)'"], "texts": ["red apple"], "encoding_format": "base64"}}'""",
+    "/classify": """# files and labels
+curl -s {base}classify -F files=@image.png -F labels='red apple' -F labels='dog face' -F top_k=2
+
+# one image as the whole body, options in the query
+curl -s '{base}classify?labels=red+apple&labels=dog+face' -H 'Content-Type: image/png' --data-binary @image.png""",
+    "/models": "curl -s {base}models",
+    "/health/ready": "curl -s {base}health/ready",
+}
+
+
+def docs_page(document: dict[str, Any], base: str) -> str:
+    """Render an OpenAPI document as one self-contained HTML page; ``base`` is the server's address, with a slash."""
+    info = document["info"]
+    sections = [
+        _operation(document, path, method, operation, base)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(info['title'])}: API</title><style>{STYLE}</style></head><body>"
+        f"<h1>{escape(info['title'])}</h1><p>{escape(info.get('description', ''))}</p>"
+        "<p>The same as a machine reads it: <a href='openapi.json'>openapi.json</a>.</p>"
+        f"{''.join(sections)}</body></html>"
+    )
+
+
+def _operation(document: dict[str, Any], path: str, method: str, operation: dict[str, Any], base: str) -> str:
+    parts = [
+        f"<section><h2><span class='method'>{escape(method.upper())}</span> <code>{escape(path)}</code></h2>",
+        f"<p>{escape(operation.get('summary', ''))}.</p>"
+        if not operation.get("summary", "?").endswith("?")
+        else f"<p>{escape(operation['summary'])}</p>",
+    ]
+    body = operation.get("requestBody", {}).get("content", {})
+    if "application/json" in body:
+        kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in body)
+        parts.append(f"<h3>Request</h3><p>{kinds}</p>{_fields(body['application/json']['schema'])}")
+    if path in EXAMPLES:
+        parts.append(f"<h3>Example</h3><pre>{escape(EXAMPLES[path].format(base=base))}</pre>")
+    rows = "".join(
+        f"<tr><td>{escape(status)}</td><td>{escape(answer.get('description', ''))}</td></tr>"
+        for status, answer in operation["responses"].items()
+    )
+    parts.append(f"<h3>Answers</h3><table>{rows}</table>")
+    schema = operation["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if "$ref" in schema:
+        parts.append(_fields(_resolve(document, schema)))
+    return "".join(parts) + "</section>"
+
+
+def _fields(schema: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type(field))}</td>"
+        f"<td>{escape(field.get('description', ''))}</td></tr>"
+        for name, field in schema.get("properties", {}).items()
+    )
+    return f"<table>{rows}</table>"
+
+
+def _type(field: dict[str, Any]) -> str:
+    """A field's type in a few words, such as ``string[]`` or ``integer = 5``."""
+    options = field.get("anyOf", [field])
+    names = [_type_name(option) for option in options if option.get("type") != "null"]
+    default = field.get("default")
+    return " or ".join(names) + (f" = {json.dumps(default)}" if default is not None else "")
+
+
+def _type_name(option: dict[str, Any]) -> str:
+    if "$ref" in option:
+        return str(option["$ref"]).rsplit("/", 1)[-1]
+    if "enum" in option:
+        return " | ".join(json.dumps(value) for value in option["enum"])
+    if option.get("type") == "array":
+        return f"{_type_name(option.get('items', {}))}[]"
+    return str(option.get("const", option.get("type", "any")))
+
+
+def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema["$ref"].rsplit("/", 1)[-1]
+    found: dict[str, Any] = document["components"]["schemas"][name]
+    return found

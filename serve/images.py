@@ -1,0 +1,73 @@
+"""From what a client sent as an image to the model's crop, item by item, on the decoding threads."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from digpt.engine import Engine
+from digpt.errors import InputError
+from digpt.preprocess import decode
+from serve.errors import RequestError
+
+
+async def decode_all(
+    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[str | bytes], *, preprocessed: bool
+) -> list[np.ndarray | InputError]:
+    """Decode each image to uint8 ``[H,W,3]``, or return its error in its place. Cancelling drops those not begun."""
+    loop = asyncio.get_running_loop()
+    one = partial(_decode_or_error, engine, preprocessed)
+    return list(await asyncio.gather(*(loop.run_in_executor(pool, one, image) for image in images)))
+
+
+def image_bytes(image: str | bytes) -> bytes:
+    """Return the file that a base64 string or a data URI holds; bytes are returned as they are.
+
+    The media type of a data URI is not looked at: the file's own first bytes decide.
+
+    Raises:
+        RequestError: it is not base64.
+    """
+    if isinstance(image, bytes):
+        return image
+    if image.startswith(("http://", "https://")):
+        raise RequestError("Images by URL are not fetched here; send the image itself as base64.")
+    head, comma, content = image.partition(",") if image.startswith("data:") else ("", "", image)
+    if head and (not comma or not head.endswith(";base64")):
+        raise RequestError("The data URI must look like 'data:image/png;base64,...'.")
+    try:
+        return base64.b64decode("".join(content.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(f"The image is not valid base64 ({error}).") from None
+
+
+def decode_one(engine: Engine, image: str | bytes, *, preprocessed: bool = False) -> np.ndarray:
+    """Decode one image to the model's crop; with ``preprocessed`` it must have the crop's size and is kept as it is.
+
+    Raises:
+        InputError: see ``image_bytes`` and ``digpt.preprocess.decode``; or the size differs.
+    """
+    data = image_bytes(image)
+    if not preprocessed:
+        return engine.decode(data)
+    how = engine.info.preprocess
+    picture = decode(data, alpha=how.alpha, exif=False, draft=False, size=how.size, limits=engine.limits)
+    if picture.size != (how.size, how.size):
+        width, height = picture.size
+        raise RequestError(
+            f"With preprocessed=true an image must be {how.size} x {how.size}; this one is {width} x {height}."
+        )
+    return np.asarray(picture)
+
+
+def _decode_or_error(engine: Engine, preprocessed: bool, image: str | bytes) -> np.ndarray | InputError:
+    try:
+        return decode_one(engine, image, preprocessed=preprocessed)
+    except InputError as error:
+        return error

@@ -1,0 +1,182 @@
+"""What a request and an answer look like: validation of the one, documentation of both."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+PIXEL = (  # a red 1 x 1 PNG
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class InferenceRequest(BaseModel):
+    """What every question about images may say. ``null`` is the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[str] | None = Field(None, description="Images as base64 or as data URIs.")
+    model: str | None = Field(None, description="Name of a served model; the first one if left out.")
+    preprocessed: bool = Field(
+        False, description="The images are cropped to the model's size already: they are decoded and nothing else."
+    )
+
+
+class EmbedRequest(InferenceRequest):
+    """Images and texts to embed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"images": [PIXEL], "texts": ["a red square"]}]})
+
+    texts: list[Text] | None = Field(None, description="Texts, answered after the images.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="`base64`: little-endian float32, a quarter of the size."
+    )
+    normalize: bool = Field(True, description="Scale each embedding to length 1.")
+
+
+class ClassifyRequest(InferenceRequest):
+    """Images to classify among free-text labels, or the model's own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"images": [PIXEL], "labels": ["red apple", "dog face"], "top_k": 2}]}
+    )
+
+    labels: list[Text] | None = Field(
+        None, min_length=1, description="Names to choose from; without them the model's own."
+    )
+    templates: list[Text] | None = Field(
+        None, min_length=1, description="Sentences with `{}` for the label; without them the model's own."
+    )
+    top_k: int = Field(5, ge=1, description="How many labels per image, best first.")
+    multi_label: bool = Field(
+        False, description="Independent scores instead of a distribution; only models with a learned logit bias."
+    )
+    abstain: bool = Field(
+        False, description='Allow the answer "none of these"; only models with a calibrated threshold.'
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _has_a_place(cls, templates: list[str] | None) -> list[str] | None:
+        for template in templates or []:
+            if "{}" not in template:
+                raise ValueError(f"template {template!r} has no {{}} to put the label into")
+        return templates
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong. ``index`` is the item's position in ``data``, or the position in the list ``param``."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+    index: int | None
+
+
+class ErrorResponse(BaseModel):
+    """Every error, whatever its status."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    """How many images and texts (for classify: labels) were asked about."""
+
+    images: int
+    texts: int
+
+
+class Timings(BaseModel):
+    """Milliseconds: decoding, waiting for the model, computing, and from request to answer."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class Embedding(BaseModel):
+    """One input's embedding or its error."""
+
+    index: int
+    type: Literal["image", "text"]
+    embedding: list[float] | str | None = None
+    error: ErrorDetail | None = None
+
+
+class Answer(BaseModel):
+    """What every answer says about itself."""
+
+    model: str
+    fingerprint: str
+    usage: Usage
+    timings_ms: Timings
+
+
+class EmbedResponse(Answer):
+    """One entry per input, images before texts."""
+
+    dim: int
+    data: list[Embedding]
+
+
+class Scored(BaseModel):
+    """A label and its score between 0 and 1."""
+
+    label: str
+    score: float
+
+
+class Classification(BaseModel):
+    """One image's best labels or its error."""
+
+    index: int
+    predictions: list[Scored] | None = None
+    error: ErrorDetail | None = None
+
+
+class ClassifyResponse(Answer):
+    """One entry per image."""
+
+    data: list[Classification]
+
+
+class ModelCard(BaseModel):
+    """A served model. ``labels`` stands only in the answer about one model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    state: Literal["starting", "ready", "failed"]
+    detail: str
+    fingerprint: str
+    backend: str
+    precision: str
+    providers: list[str]
+    dim: int
+    preprocess: dict[str, Any]
+    has_text: bool
+    has_head: bool
+    templates: list[str]
+    logit_scale: float | None
+    logit_bias: float | None
+    abstain_threshold: float | None
+    num_labels: int
+    labels: list[str] | None = None
+
+
+class ModelList(BaseModel):
+    """The served models; the first is the default."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """``live``: the process answers. ``ready``: every model proved itself; ``models`` says how."""
+
+    status: Literal["live", "ready"]
+    models: dict[str, str] | None = None

@@ -1,0 +1,106 @@
+"""The models being served: their engines, their workers, and whether each has proved itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from digpt.engine import Engine
+from digpt.errors import ConfigError, near_misses
+from serve.errors import NotReadyError, UnknownModelError
+from serve.settings import Settings
+from serve.worker import Worker
+
+log = logging.getLogger("serve")
+
+
+@dataclass
+class ServedModel:
+    """One model under its public name; ``detail`` says what it is waiting for, or why it never gets ready."""
+
+    name: str
+    engine: Engine
+    worker: Worker
+    state: Literal["starting", "ready", "failed"] = "starting"
+    detail: str = "it has not been checked yet"
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def require_ready(self) -> None:
+        """Raise NotReadyError unless the model has proved itself."""
+        if self.state != "ready":
+            raise NotReadyError(f"Model {self.name!r} is not ready: {self.detail}.", param="model", retry_after=1)
+
+
+def prove(engine: Engine) -> str:
+    """Let the live backend reproduce its golden embeddings, or warm it up where it has none; return what was found.
+
+    Raises:
+        BackendError: it did not reproduce them.
+    """
+    report = engine.verify_golden()
+    report.raise_for_failure()
+    if report.checked:
+        return report.message
+    size = engine.info.preprocess.size
+    engine.embed_images(np.zeros((1, size, size, 3), np.uint8))
+    if engine.info.has_text:
+        engine.embed_texts(["warm-up"])
+    return "it answers; it came without golden embeddings to compare with"
+
+
+class Service:
+    """Everything the endpoints need: settings, models by name (the first is the default), and the decoding threads."""
+
+    def __init__(self, engines: Mapping[str, Engine], settings: Settings) -> None:
+        if not engines:
+            raise ConfigError("There is no model to serve.")
+        self.settings = settings
+        self.models = {
+            name: ServedModel(name, engine, Worker(name, settings.queue_pixels)) for name, engine in engines.items()
+        }
+        self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+
+    def model(self, name: str | None = None) -> ServedModel:
+        """Return the model of that name, or the default one.
+
+        Raises:
+            UnknownModelError: it is not served here; the message names those that are.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise UnknownModelError(
+                f"There is no model {name!r} here; there is {', '.join(self.models)}.{near_misses(name, self.models)}",
+                param="model",
+            )
+        return self.models[name]
+
+    def start(self) -> None:
+        """Begin to prove every model, in the background."""
+        for model in self.models.values():
+            model.tasks.append(asyncio.create_task(self._prove(model)))
+
+    async def _prove(self, model: ServedModel) -> None:
+        model.detail = "its backend is being checked"
+        try:
+            ran = await model.worker.run(lambda: prove(model.engine))
+        except Exception as error:
+            log.exception("model %s failed its check", model.name)
+            model.state, model.detail = "failed", f"its backend failed the check ({error})"
+        else:
+            model.state, model.detail = "ready", ran.value
+
+    async def stop(self) -> None:
+        """Finish what has begun, then release threads and models."""
+        for model in self.models.values():
+            for task in model.tasks:
+                task.cancel()
+            await asyncio.to_thread(model.worker.close)
+            await asyncio.to_thread(model.engine.close)
+        self.decoders.shutdown(wait=True, cancel_futures=True)

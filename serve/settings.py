@@ -1,0 +1,37 @@
+"""The limits of a server. What one image may be (bytes, pixels) is the engine's ``DecodeLimits``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from digpt.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one request may ask for, and how much may wait; every value must be above zero."""
+
+    max_request_bytes: int = 64 * MIB
+    """Bytes of a request body; more is answered 413."""
+    max_items: int = 256
+    """Images and texts of one request."""
+    max_labels: int = 4096
+    """Labels of one classify request."""
+    max_prompts: int = 16_384
+    """Labels times templates of one classify request."""
+    max_text_chars: int = 2000
+    """Characters of one text, label or template."""
+    queue_pixels: int = 1 << 24
+    """Pixels waiting for one model, counted at its input size (a text counts as one image); more is answered 429."""
+    deadline_s: float = 30.0
+    """Seconds from a request's last byte to its answer; later is answered 504."""
+    decode_threads: int = 4
+    """Threads that decode images."""
+
+    def __post_init__(self) -> None:
+        for field in fields(Settings):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise ConfigError(f"{field.name}={value} must be above zero.")

@@ -1,0 +1,145 @@
+"""The page itself: it builds, mounts, asks the network for nothing, and answers over HTTP what the engine answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+import app
+from app import cli, demo, handlers
+from digpt.engine import Engine
+from digpt.runtime.fake import FakeRuntime
+
+PICTURE = Path(__file__).parents[2] / "examples" / "images" / "red-apple.png"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(FakeRuntime(dim=8, labels=["cat", "dog", "owl"]))
+
+
+@pytest.fixture(scope="module")
+def api(engine: Engine) -> FastAPI:
+    return app.mount(FastAPI(), engine)
+
+
+@asynccontextmanager
+async def browsing(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with api.router.lifespan_context(api):
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://demo.test", follow_redirects=True) as client:
+            yield client
+
+
+async def call(client: httpx.AsyncClient, name: str, data: list[Any]) -> tuple[str, Any]:
+    """Call an event as Gradio's own clients do; return how it ended and what it gave."""
+    started = await client.post(f"/demo/gradio_api/call/{name}", json={"data": data})
+    assert started.status_code == 200, started.text
+    answer = await client.get(f"/demo/gradio_api/call/{name}/{started.json()['event_id']}")
+    event, content = re.findall(r"event: (\w+)\ndata: (.*)", answer.text)[-1]
+    return event, json.loads(content)
+
+
+async def upload(client: httpx.AsyncClient, data: bytes, name: str = "red-apple.png") -> dict[str, Any]:
+    answer = await client.post("/demo/gradio_api/upload", files={"files": (name, data)})
+    return {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_page_answers_and_names_no_other_host(api: FastAPI, engine: Engine) -> None:
+    async def scenario() -> None:
+        async with browsing(api) as client:
+            page = await client.get("/demo")
+            assert page.status_code == 200
+            assert engine.info.fingerprint in page.text
+            fetched = re.findall(r"<(?:script|link|img)[^>]*?(?:src|href)=\"(https?://[^\"]+)", page.text)
+            assert [url for url in fetched if not url.startswith("http://demo.test")] == []
+            theme = await client.get("/demo/theme.css")
+            assert "googleapis" not in theme.text and "system-ui" in theme.text
+            config = (await client.get("/demo/config")).json()
+            assert config["analytics_enabled"] is False
+            tabs = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
+            assert tabs == ["Classify", "Compare", "Styles never seen"]
+
+    asyncio.run(scenario())
+
+
+def test_classify_and_compare_over_http(api: FastAPI, engine: Engine) -> None:
+    data = PICTURE.read_bytes()
+
+    async def scenario() -> None:
+        async with browsing(api) as client:
+            picture = await upload(client, data)
+            event, (label, command) = await call(client, "classify", [picture, "cat\nrocket", "", 5])
+            assert event == "complete"
+            expected = engine.classify([engine.decode(data)], ["cat", "rocket"])[0]
+            shown = {best["label"]: best["confidence"] for best in label["confidences"]}
+            assert shown == {best.label: pytest.approx(best.score) for best in expected}
+            assert command.startswith("curl -s http://demo.test/classify")
+            assert "files=@red-apple.png" in command
+
+            event, (table, command) = await call(client, "compare", [picture, None, "cat"])
+            assert event == "complete"
+            expected_rows = [
+                [pair, round(cosine, 4)] for pair, cosine in handlers.similarity(engine, str(PICTURE), None, "cat")
+            ]
+            assert table["data"] == expected_rows
+            assert command.startswith("curl -s http://demo.test/embed")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"this is no image", "Not an image of a supported format"),
+        (PICTURE.read_bytes()[:1000], "damaged or truncated"),
+        (None, "Give a picture first."),
+    ],
+    ids=["text", "truncated", "none"],
+)
+def test_errors_are_sentences(api: FastAPI, data: bytes | None, sentence: str) -> None:
+    async def scenario() -> None:
+        async with browsing(api) as client:
+            picture = None if data is None else await upload(client, data)
+            event, error = await call(client, "classify", [picture, "cat", "", 5])
+            assert event == "error"
+            assert sentence in json.dumps(error)
+            assert (await client.get("/demo")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_model_without_text_tower_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "load_emoji", lambda: None)
+    engine = Engine(FakeRuntime(text=False, labels=["x", "y"], linear_head=True, name="headed"))
+    config = app.build_demo(engine).get_config_file()
+    texts = [part["props"].get("value") for part in config["components"] if part["type"] == "markdown"]
+    assert any("headed" in text for text in texts)
+    assert any("not installed here" in text for text in texts)
+
+
+def test_importing_and_building_leaves_no_files_behind() -> None:
+    assert [path.name for path in Path(demo.__file__).parent.glob("*.pyi")] == []
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    launched: list[tuple[str, int]] = []
+    monkeypatch.setattr(demo, "launch", lambda engine, host, port: launched.append((engine.info.name, port)))
+    monkeypatch.setattr(cli.Engine, "load", lambda spec, backend, threads: Engine(FakeRuntime(name=spec)))
+    assert cli.main(["--model", "x", "--port", "7000"]) == 0
+    assert launched == [("x", 7000)]
+    assert "demo http://127.0.0.1:7000" in capsys.readouterr().out
+
+
+def test_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--model", "/nowhere/ckpt.pt"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
