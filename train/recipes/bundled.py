@@ -26,21 +26,21 @@ teacher = TeacherConfig(
 pretrain = PretrainConfig(
     output=Path("runs/bundled/pretrain"),
     teacher="runs/bundled/teacher/ckpt.pt",
-    steps=1500,
+    steps=1200,
     batch_size=128,
     lr=1.5e-3,
     warmup=100,
     betas=(0.9, 0.95),
-    eval_every=250,
+    eval_every=200,
 )
 zeroshot = ZeroshotConfig(
     output=Path("runs/bundled/zeroshot"),
     encoder="runs/bundled/pretrain/ckpt.pt",
     teacher="runs/bundled/teacher/ckpt.pt",
-    steps=2500,
+    steps=1800,
     batch_size=128,
     lr=1e-3,
     warmup=50,
-    eval_every=250,
+    eval_every=200,
     store="float16",
 )
