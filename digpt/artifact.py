@@ -160,6 +160,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     document = load_document(path)
+    _check_content(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a digpt checkpoint. Weights of other libraries load as timm:NAME@{path.name} or "
@@ -202,6 +203,15 @@ def load_document(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
     except Exception as error:  # damaged files raise nearly everything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged ({reason}). Copy it again or train it again.") from None
+
+
+def _check_content(path: Path) -> None:
+    """Compare every weight with the checksum stored beside it, which ``torch.load`` does not look at."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged (checksum of {damaged}). Copy it again or train it again.")
 
 
 def require_file(path: Path) -> None:

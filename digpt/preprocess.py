@@ -115,7 +115,7 @@ class Preprocess:
             cropped = self._resize_crop(opened)
         except (ValueError, OSError) as error:  # only reached by exotic modes that convert last
             raise UnreadableImageError(f"Images of mode {opened.mode} cannot be resized ({error}).") from None
-        return np.asarray(to_rgb(cropped, self.alpha), dtype=np.uint8)
+        return np.array(to_rgb(cropped, self.alpha), dtype=np.uint8)  # a copy: torch warns about read-only arrays
 
     def _open(self, image: bytes | Image.Image | NDArray[np.uint8], limits: DecodeLimits) -> Image.Image:
         if isinstance(image, Image.Image):

@@ -23,8 +23,8 @@ from digpt.weight_files import downloaded, misfit, unreadable
 def load_open_clip(spec: str, rest: str, image_size: int | None) -> Model:
     """``NAME/TAG`` downloads open_clip's weights, ``NAME/FILE`` reads a local file (safetensors, pt).
 
-    The embedding is ``encode_image`` without normalisation; the activation (``quick_gelu``) follows the name and tag,
-    as in open_clip.
+    The embedding is ``encode_image`` without normalisation; the activation is the one the tag's weights were
+    trained with; a file's is the name's (``ViT-B-16-quickgelu``).
     """
     name, _, source = rest.partition("/")
     _check_open_clip_name(spec, name, source)
@@ -42,7 +42,7 @@ def load_open_clip(spec: str, rest: str, image_size: int | None) -> Model:
             model = _create_open_clip(name, str(path), image_size)
         except Exception as error:  # safetensors and pickle raise their own unrelated types
             raise (misfit(path, name, error) if "state_dict" in str(error) else unreadable(path, error)) from None
-    return _wrap_open_clip(spec, name, model.eval(), image_size)
+    return _wrap_open_clip(spec, name, model.eval(), image_size, needs_quick_gelu(name, source))
 
 
 def _check_open_clip_name(spec: str, name: str, source: str) -> None:
@@ -58,11 +58,20 @@ def _check_open_clip_name(spec: str, name: str, source: str) -> None:
 
 
 def _create_open_clip(name: str, pretrained: str, image_size: int | None) -> Any:
-    return open_clip.create_model(name, pretrained=pretrained, force_image_size=image_size)
+    # open_clip only warns where weights were trained with another activation than the name's (all `openai` ones)
+    quick_gelu = needs_quick_gelu(name, pretrained)
+    return open_clip.create_model(name, pretrained=pretrained, force_image_size=image_size, force_quick_gelu=quick_gelu)
 
 
-def _wrap_open_clip(spec: str, name: str, model: Any, image_size: int | None) -> Model:
+def needs_quick_gelu(name: str, tag: str) -> bool:
+    """Whether open_clip's table says that the weights of this tag were trained with QuickGELU."""
+    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
+
+
+def _wrap_open_clip(spec: str, name: str, model: Any, image_size: int | None, quick_gelu: bool) -> Model:
     library = open_clip.get_model_config(name) or {}
+    if quick_gelu:
+        library["quick_gelu"] = True
     if image_size is not None:
         library["vision_cfg"]["image_size"] = image_size
     preprocess = open_clip_preprocess(spec, model.visual.preprocess_cfg)

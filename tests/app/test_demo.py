@@ -141,5 +141,5 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--model", "/nowhere/ckpt.pt"]) == 2
+    assert cli.main(["--model", "http://127.0.0.1:1"]) == 2  # refused without loading torch
     assert capsys.readouterr().err.count("\n") == 1

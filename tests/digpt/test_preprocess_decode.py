@@ -26,7 +26,9 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -65,7 +67,9 @@ def test_truncated_files(name: str, share: float) -> None:
         decode(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"GIF89a", b"BM", b"II*\0"])
+@pytest.mark.parametrize(
+    "magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"GIF89a", b"BM", b"II*\0"]
+)
 def test_nothing_behind_the_magic_bytes(magic: bytes) -> None:
     for tail in (b"", b"\x00" * 40, bytes(range(256))):
         with pytest.raises(UnreadableImageError):
@@ -106,7 +110,7 @@ def test_our_limit_decides_not_pillows() -> None:
 def test_limits_are_inclusive() -> None:
     data = encode(Image.new("RGB", (20, 10)), "PNG")
     assert decode(data, limits=DecodeLimits(max_bytes=len(data), max_pixels=200)).size == (20, 10)
-    with pytest.raises(ImageTooLargeError, match="200 pixels|20 x 10 pixels"):
+    with pytest.raises(ImageTooLargeError, match="20 x 10 pixels"):
         decode(data, limits=DecodeLimits(max_pixels=199))
     with pytest.raises(ImageTooLargeError, match="bytes"):
         decode(data, limits=DecodeLimits(max_bytes=len(data) - 1))
@@ -144,7 +148,7 @@ def test_32_bit_integers() -> None:
     sixteen = encode(Image.fromarray(np.full((8, 8), 65535, np.int32)), "TIFF")
     assert decode(sixteen).getpixel((0, 0)) == (255, 255, 255)
     beyond = encode(Image.fromarray(np.full((8, 8), 70_000, np.int32)), "TIFF")
-    with pytest.raises(UnreadableImageError, match="beyond 0..65535"):
+    with pytest.raises(UnreadableImageError, match=r"beyond 0\.\.65535"):
         decode(beyond)
 
 

@@ -20,6 +20,7 @@ from timm.data import create_transform, resolve_data_config
 
 from digpt.artifact import write_checkpoint
 from digpt.errors import CheckpointError, SpecError
+from digpt.source_open_clip import needs_quick_gelu
 from digpt.sources import Model, load_model, model_name
 from digpt.testing import sample_images, tiny_checkpoint
 
@@ -141,9 +142,7 @@ def test_timm_fingerprint_ignores_the_container(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-clip-quickgelu"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @torch.inference_mode()
-def test_open_clip_file_equals_open_clips_own_pipeline(
-    name: str, suffix: str, tmp_path: Path, tiny_clip: None
-) -> None:
+def test_open_clip_file_equals_open_clips_own_pipeline(name: str, suffix: str, tmp_path: Path, tiny_clip: None) -> None:
     library, _, transform = open_clip.create_model_and_transforms(name)
     path = saved(shaken(library).state_dict(), tmp_path / f"weights{suffix}")
     model = load_model(f"open_clip:{name}/{path}")
@@ -212,13 +211,16 @@ def test_unknown_specs_name_near_misses(spec: str, message: str) -> None:
 def test_missing_files(tmp_path: Path, tiny_clip: None) -> None:
     (tmp_path / "weights.pt").write_bytes(b"")
     for spec in (f"timm:test_vit@{tmp_path}/wieghts.pt", f"{tmp_path}/wieghts.pt"):
-        with pytest.raises(CheckpointError, match="No such file.*Did you mean 'weights.pt'"):
+        with pytest.raises(CheckpointError, match=r"No such file.*Did you mean 'weights\.pt'"):
             load_model(spec)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_half_written_and_foreign_weight_files(suffix: str, tmp_path: Path, tiny_clip: None) -> None:
-    library = {"timm:test_vit@": timm.create_model("test_vit"), "open_clip:tiny-clip/": open_clip.create_model("tiny-clip")}
+    library = {
+        "timm:test_vit@": timm.create_model("test_vit"),
+        "open_clip:tiny-clip/": open_clip.create_model("tiny-clip"),
+    }
     for prefix, model in library.items():
         path = saved(model.state_dict(), tmp_path / f"whole{suffix}")
         content = path.read_bytes()
@@ -232,9 +234,9 @@ def test_half_written_and_foreign_weight_files(suffix: str, tmp_path: Path, tiny
 
 def test_weights_of_another_architecture(tmp_path: Path, tiny_clip: None) -> None:
     path = saved(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pt")
-    with pytest.raises(CheckpointError, match="does not hold the weights of test_vit: .*key"):
+    with pytest.raises(CheckpointError, match=r"does not hold the weights of test_vit: .*key"):
         load_model(f"timm:test_vit@{path}")
-    with pytest.raises(CheckpointError, match="does not hold the weights of tiny-clip: .*key"):
+    with pytest.raises(CheckpointError, match=r"does not hold the weights of tiny-clip: .*key"):
         load_model(f"open_clip:tiny-clip/{path}")
 
 
@@ -285,3 +287,23 @@ def test_artifact_directory_is_a_runtime(tmp_path: Path) -> None:
 )
 def test_model_name(spec: str, name: str) -> None:
     assert model_name(spec) == name
+
+
+def test_openai_weights_get_quick_gelu_under_every_name() -> None:
+    """open_clip only warns here, and the embeddings would be silently wrong."""
+    assert needs_quick_gelu("ViT-B-16", "openai") and needs_quick_gelu("ViT-L-14", "openai")
+    assert not needs_quick_gelu("ViT-B-16", "laion2b_s34b_b88k")
+    assert not needs_quick_gelu("ViT-B-16", "weights.pt")
+
+
+def test_the_tags_activation_reaches_the_towers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_clip: None
+) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model("tiny-clip").state_dict(), path)
+    quick = load_model(f"open_clip:tiny-clip-quickgelu/{path}")
+    monkeypatch.setattr("digpt.source_open_clip.needs_quick_gelu", lambda name, tag: True)
+    forced = load_model(f"open_clip:tiny-clip/{path}")
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+    torch.testing.assert_close(forced.module(image), quick.module(image))
+    assert forced.config["encoder"]["quick_gelu"] is True

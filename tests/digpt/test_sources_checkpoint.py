@@ -16,6 +16,7 @@ from torch import nn
 from digpt.artifact import Checkpoint, read_checkpoint, write_checkpoint
 from digpt.errors import CapabilityError, CheckpointError
 from digpt.preprocess import Preprocess
+from digpt.source_authors import authors_checkpoint
 from digpt.sources import load_model, model_from_checkpoint
 from digpt.testing import TINY_LABELS, tiny_checkpoint
 
@@ -176,16 +177,18 @@ def authors_state(width: int, depth: int, *, classes: int | None) -> OrderedDict
     return state
 
 
-@pytest.mark.parametrize(("width", "depth", "heads"), [(768, 2, 12), (1024, 2, 16)])
 @torch.inference_mode()
-def test_authors_pretrained_file(width: int, depth: int, heads: int, tmp_path: Path) -> None:
-    state = authors_state(width, depth, classes=None)
+def test_authors_pretrained_file(tmp_path: Path) -> None:
+    state = authors_state(192, 2, classes=None)
     path = tmp_path / "digpt_pretrain.pth"
-    content = {"model": state, "epoch": 299, "args": argparse.Namespace(model="digpt", lr=1e-3), "scaler": {"scale": 1.0}}
+    content = {
+        "model": state,
+        "epoch": 299,
+        "args": argparse.Namespace(model="digpt", lr=1e-3),
+        "scaler": {"scale": 1.0},
+    }
     torch.save(content, path)
     model = load_model(str(path))
-    encoder = {"embed_dim": width, "depth": depth, "num_heads": heads, "img_size": 96, "patch_size": 16}
-    assert encoder.items() <= model.config["encoder"].items()
     reference = timm.create_model(**model.config["encoder"]).eval()
     reference.load_state_dict({k: v for k, v in state.items() if not k.startswith(("ar_", "kd_", "decoder", "mask"))})
     image = torch.randint(0, 256, (1, 96, 96, 3), dtype=torch.uint8)
@@ -197,23 +200,40 @@ def test_authors_pretrained_file(width: int, depth: int, heads: int, tmp_path: P
 
 @torch.inference_mode()
 def test_authors_finetuned_file(tmp_path: Path) -> None:
-    state = authors_state(768, 2, classes=1000)
+    state = authors_state(192, 2, classes=1000)
     torch.save({"model": state, "args": argparse.Namespace()}, tmp_path / "finetuned.pth")
     model = load_model(str(tmp_path / "finetuned.pth"))
     reference = timm.create_model(**{**model.config["encoder"], "num_classes": 1000}).eval()
     reference.load_state_dict(state, strict=True)
     image = torch.randint(0, 256, (1, 96, 96, 3), dtype=torch.uint8)
-    torch.testing.assert_close(
-        model.module.logits(image), reference(model.module.normalise(image)), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(model.module.logits(image), reference(model.module.normalise(image)), rtol=0, atol=1e-5)
     assert model.labels is not None and "tench" in model.labels[0]
     assert model.preprocess.crop_pct == 224 / 256
 
 
-def test_authors_decoders_are_kept(tmp_path: Path) -> None:
-    from digpt.source_authors import authors_checkpoint
+@pytest.mark.parametrize(
+    ("width", "patch", "grid", "heads", "name"),
+    [(768, 16, 14, 12, "vit_base_patch16_224"), (1024, 16, 14, 16, "vit_large_patch16_224"), (1024, 14, 16, 16, None)],
+)
+def test_authors_encoder_follows_from_the_shapes(
+    width: int, patch: int, grid: int, heads: int, name: str | None, tmp_path: Path
+) -> None:
+    state = {
+        "cls_token": torch.zeros(1, 1, width),
+        "pos_embed": torch.zeros(1, grid * grid + 1, width),
+        "patch_embed.proj.weight": torch.zeros(width, 3, patch, patch),
+        **{f"blocks.{index}.attn.qkv.weight": torch.zeros(3, 1) for index in range(24)},
+        "fc_norm.weight": torch.zeros(width),
+    }
+    config = authors_checkpoint(state, tmp_path / "a.pth").config["encoder"]
+    expected = {"embed_dim": width, "depth": 24, "num_heads": heads, "img_size": patch * grid, "patch_size": patch}
+    assert expected.items() <= config.items()
+    assert (config["global_pool"], config["fc_norm"]) == ("avg", True)
+    assert name is None or config["model_name"] == name
 
-    state = authors_state(768, 1, classes=None)
+
+def test_authors_decoders_are_kept(tmp_path: Path) -> None:
+    state = authors_state(192, 1, classes=None)
     checkpoint = authors_checkpoint({"model": state}, tmp_path / "a.pth")
     assert set(checkpoint.weights["decoders"]) == {
         name for name in state if name.startswith(("ar_", "kd_", "decoder_pos_embed", "mask"))
@@ -231,7 +251,7 @@ class Payload:
 
 
 def test_nothing_but_namespace_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"model": authors_state(768, 1, classes=None), "args": Payload()}, tmp_path / "hostile.pth")
+    torch.save({"model": authors_state(192, 1, classes=None), "args": Payload()}, tmp_path / "hostile.pth")
     with pytest.raises(CheckpointError, match="nothing else is unpickled"):
         load_model(str(tmp_path / "hostile.pth"))
     assert "unpickled" not in capsys.readouterr().out

@@ -24,7 +24,7 @@ def target_from_spec(spec: str, image_size: int | tuple[int, int]) -> VisionTarg
     """
     from digpt.sources import load_model
 
-    return target_from_model(load_model(spec), image_size, quick_gelu=_needs_quick_gelu(spec))
+    return target_from_model(load_model(spec), image_size)
 
 
 def target_from_model(model: Any, image_size: int | tuple[int, int], quick_gelu: bool = False) -> VisionTarget:
@@ -44,17 +44,6 @@ def _build_target(model: Any, image_size: int | tuple[int, int], quick_gelu: boo
     if is_convolutional(encoder):
         return ConvolutionTarget(encoder, image_size, mean, std)
     return OpenClipTarget(encoder, image_size, mean, std, quick_gelu)
-
-
-def _needs_quick_gelu(spec: str) -> bool:
-    """Whether open_clip's table says that these weights were trained with QuickGELU (all ``openai`` ones were)."""
-    family, _, rest = spec.partition(":")
-    if family != "open_clip":
-        return False
-    import open_clip
-
-    name, _, tag = rest.partition("/")
-    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False))
 
 
 __all__ = [
