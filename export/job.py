@@ -68,10 +68,9 @@ def load_job(
     names, encoded = _pictures(images, parity_images)
     crops = np.stack([_crop(model, name, data) for name, data in zip(names, encoded, strict=True)])
     labels = tuple(model.labels or (evenly(bundled_names(), FOREIGN_LABELS) if model.text else ()))
+    manifest = _manifest(model, directory, labels)  # first: it refuses tokenizers that cannot be exported
     write_golden(directory / GOLDEN_FILE, _golden(reference, crops, encoded, labels))
-    return Job(
-        model, reference, _manifest(model, directory, labels), crops, labels, _outputs(model, patch_tokens), threads
-    )
+    return Job(model, reference, manifest, crops, labels, _outputs(model, patch_tokens), threads)
 
 
 def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str, Any]:

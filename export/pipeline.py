@@ -182,7 +182,10 @@ def check_output(output: Path, overwrite: bool) -> None:
 def _directory_beside(output: Path) -> Iterator[Path]:
     """An empty directory on the same file system, gone afterwards unless it was renamed."""
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}.") from error
     try:
         yield partial
     finally:

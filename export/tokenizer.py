@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from digpt.errors import BackendError
-from digpt.model import TextModel
+from digpt.model import TextModel, first_line
 from digpt.runtime.clip_tokenizer import ClipTokenizer
 from digpt.sources import Model
 
@@ -55,7 +55,10 @@ def _open_clip_json(model: Model, context_length: int) -> str:
     from open_clip.tokenizer import SimpleTokenizer
 
     source = str((model.config.get("text") or {}).get("tokenizer"))
-    simple = open_clip.get_tokenizer(source.removeprefix("open_clip:"), context_length=context_length)
+    try:
+        simple = open_clip.get_tokenizer(source.removeprefix("open_clip:"), context_length=context_length)
+    except Exception as error:  # the hub's client raises many unrelated types
+        raise BackendError(f"The tokenizer of {model.name} cannot be read ({first_line(error)}); {_REMEDY}") from error
     if not isinstance(simple, SimpleTokenizer) or simple.reduction_fn is not None:
         raise BackendError(
             f"{model.name} reads texts with {type(simple).__name__}, which cannot be exported; {_REMEDY}"

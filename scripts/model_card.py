@@ -21,6 +21,12 @@ example, `--model open_clip:ViT-B-16/openai`.
 
 Written by `python scripts/model_card.py` from the checkpoints' own records and a `results.json`.
 """
+NOTES = """## Notes on the recipe
+- The teacher's first 304 steps ran under a schedule of 3,000 steps before the recipe was shortened to 2,000, so running
+  the recipe again gives slightly different weights.
+- Other work ran on the same two cores meanwhile; on idle ones the commands take less time.
+- Why a convolutional teacher, and what was tried: `docs/decisions/bundled-recipe.md`.
+"""
 LIMITS = """## Limits
 - Trained on 64 px drawings of the bundled emoji set in three styles
   ([data card](../../../data/emoji/README.md)). Photographs, scenes and text in images are outside of it; so are words
@@ -63,7 +69,7 @@ def card(model: Checkpoint, sizes: dict[str, int], document: ResultsDocument) ->
     split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in record.get("time_split", {}).items())
     lines += ["", f"The last command's time: {split}. Versions: {record.get('versions')}."]
     lines += ["", "## Figures", "`python -m evaluate.robustness bundled --output runs/bundled/robustness`", ""]
-    return "\n".join([*lines, *figures_table(document), "", LIMITS])
+    return "\n".join([*lines, *figures_table(document), "", NOTES, LIMITS])
 
 
 def main() -> None:

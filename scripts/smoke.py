@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
 import os
 import signal
@@ -25,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = ROOT / "examples" / "images" / "red-apple.png"
 LABELS = ["red apple", "dog face", "rocket"]
 STOP_S = 60
+SHOWN = 200  # characters of an answer
 
 
 class SmokeError(Exception):
@@ -45,8 +48,9 @@ class Transcript:
     def send(self, what: str, status: int, method: str, path: str, **request: Any) -> Any:
         """Send one request; return the parsed answer if its status is ``status``."""
         answer = self.client.request(method, path, **request)
-        body = answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
-        shown = json.dumps(body, ensure_ascii=False) if not isinstance(body, str) else body.splitlines()[0]
+        body: Any = answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+        shown = json.dumps(body, ensure_ascii=False) if isinstance(body, dict) else answer.text.splitlines()[0]
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
         print(
             f"{method:4} {path:14} {what}\n  -> {answer.status_code} {shown[:200]}{'...' if len(shown) > 200 else ''}"
         )
@@ -115,17 +119,16 @@ def good_requests(say: Transcript, correct: bool) -> None:
 
 def bad_requests(say: Transcript) -> None:
     """Each gets a clear 4xx, and the server answers the next good request."""
-    jpeg_like = b"\xff\xd8\xff\xe0" + IMAGE.read_bytes()[:500]
-    png = {"Content-Type": "image/png"}
+    jpeg = io.BytesIO()
+    Image.open(IMAGE).convert("RGB").save(jpeg, "JPEG")
+    png, as_json = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}
     say.send("text as an image", 415, "POST", "/embed", content=b"this is no image", headers=png)
-    say.send("a truncated JPEG", 422, "POST", "/embed", content=jpeg_like, headers={"Content-Type": "image/jpeg"})
+    say.send("a truncated JPEG", 422, "POST", "/embed", content=jpeg.getvalue()[:3000], headers=png)
     say.send("a PNG header of 50,000 x 50,000", 413, "POST", "/embed", content=png_header(50_000), headers=png)
     say.send("no images", 422, "POST", "/embed", json={"images": []})
     say.send("no labels", 422, "POST", "/classify", json={"images": ["AAAA"], "labels": []})
     say.send("not base64", 422, "POST", "/embed", json={"images": ["%%%"]})
-    say.send(
-        "half a JSON body", 400, "POST", "/embed", content=b'{"images": [', headers={"Content-Type": "application/json"}
-    )
+    say.send("half a JSON body", 400, "POST", "/embed", content=b'{"images": [', headers=as_json)
     say.send("a video", 415, "POST", "/embed", content=b"x", headers={"Content-Type": "video/mp4"})
     say.send("a model that is not here", 404, "POST", "/embed", json={"texts": ["a"], "model": "nobody"})
     say.send("a path that is not here", 404, "GET", "/nowhere")

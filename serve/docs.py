@@ -6,6 +6,7 @@ Swagger's page loads its script from another host; this one works on a machine w
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from typing import Any
 
@@ -41,26 +42,25 @@ def docs_page(document: dict[str, Any], base: str) -> str:
     """Render an OpenAPI document as one self-contained HTML page; ``base`` is the server's address, with a slash."""
     info = document["info"]
     sections = [
-        _operation(document, path, method, operation, base)
+        _operation(path, method, operation, base)
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     ]
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(info['title'])}: API</title><style>{STYLE}</style></head><body>"
+        f"<link rel='icon' href='data:,'><title>{escape(info['title'])}: API</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(info['title'])}</h1><p>{escape(info.get('description', ''))}</p>"
         "<p>The same as a machine reads it: <a href='openapi.json'>openapi.json</a>.</p>"
-        f"{''.join(sections)}</body></html>"
+        f"{''.join(sections)}{_shapes(document)}</body></html>"
     )
 
 
-def _operation(document: dict[str, Any], path: str, method: str, operation: dict[str, Any], base: str) -> str:
+def _operation(path: str, method: str, operation: dict[str, Any], base: str) -> str:
+    summary = operation.get("summary", "")
     parts = [
         f"<section><h2><span class='method'>{escape(method.upper())}</span> <code>{escape(path)}</code></h2>",
-        f"<p>{escape(operation.get('summary', ''))}.</p>"
-        if not operation.get("summary", "?").endswith("?")
-        else f"<p>{escape(operation['summary'])}</p>",
+        f"<p>{escape(summary)}{'' if summary.endswith('?') else '.'}</p>",
     ]
     body = operation.get("requestBody", {}).get("content", {})
     if "application/json" in body:
@@ -69,23 +69,40 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
     if path in EXAMPLES:
         parts.append(f"<h3>Example</h3><pre>{escape(EXAMPLES[path].format(base=base))}</pre>")
     rows = "".join(
-        f"<tr><td>{escape(status)}</td><td>{escape(answer.get('description', ''))}</td></tr>"
+        f"<tr><td>{escape(status)}</td><td>{escape(answer.get('description', ''))} {_link(answer)}</td></tr>"
         for status, answer in operation["responses"].items()
     )
-    parts.append(f"<h3>Answers</h3><table>{rows}</table>")
-    schema = operation["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    if "$ref" in schema:
-        parts.append(_fields(_resolve(document, schema)))
-    return "".join(parts) + "</section>"
+    return "".join(parts) + f"<h3>Answers</h3><table>{rows}</table></section>"
+
+
+def _shapes(document: dict[str, Any]) -> str:
+    """What the answers look like, one table for each named schema."""
+    sections = [
+        f"<h3 id='{escape(name)}'>{escape(name)}</h3><p>{_prose(schema.get('description', ''))}</p>{_fields(schema)}"
+        for name, schema in document["components"]["schemas"].items()
+    ]
+    return f"<section><h2>Shapes</h2>{''.join(sections)}</section>"
+
+
+def _link(answer: dict[str, Any]) -> str:
+    schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+    if "$ref" not in schema:
+        return ""
+    name = escape(_type_name(schema))
+    return f"<a href='#{name}'>{name}</a>"
 
 
 def _fields(schema: dict[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type(field))}</td>"
-        f"<td>{escape(field.get('description', ''))}</td></tr>"
+        f"<td>{_prose(field.get('description', ''))}</td></tr>"
         for name, field in schema.get("properties", {}).items()
     )
     return f"<table>{rows}</table>"
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escape(text))
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -104,9 +121,3 @@ def _type_name(option: dict[str, Any]) -> str:
     if option.get("type") == "array":
         return f"{_type_name(option.get('items', {}))}[]"
     return str(option.get("const", option.get("type", "any")))
-
-
-def _resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    name = schema["$ref"].rsplit("/", 1)[-1]
-    found: dict[str, Any] = document["components"]["schemas"][name]
-    return found

@@ -58,7 +58,9 @@ def inference_router(service: Service) -> APIRouter:
 def status_router(service: Service) -> APIRouter:
     """Models and health."""
     router = APIRouter(tags=["status"])
-    unknown: dict[int | str, dict[str, Any]] = {404: {"model": ErrorResponse, "description": STATUS_TEXTS[404]}}
+    unknown: dict[int | str, dict[str, Any]] = {
+        status: {"model": ErrorResponse, "description": STATUS_TEXTS[status]} for status in (404, 422)
+    }
     not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": STATUS_TEXTS[503]}}
 
     @router.get("/models", summary="List the served models", response_model=ModelList)
@@ -71,7 +73,9 @@ def status_router(service: Service) -> APIRouter:
         labels = found.engine.info.labels
         return card(found).model_copy(update={"labels": None if labels is None else list(labels)})
 
-    @router.get("/health/live", summary="Does the process answer?", response_model=Health)
+    @router.get(
+        "/health/live", summary="Does the process answer?", response_model=Health, response_model_exclude_none=True
+    )
     async def live() -> Health:
         return Health(status="live")
 

@@ -2,7 +2,8 @@
 
     python -m train.zeroshot --encoder runs/pretrain/ckpt.pt --output runs/zeroshot
 
-The text tower is frozen by default (LiT, Zhai et al., 2022), so every image is contrasted with all training concepts.
+The text tower is frozen (LiT, Zhai et al., 2022), so every image is contrasted with all training concepts. Beside the
+true caption the encoder learns the teacher's distribution over them (``--distill 0`` leaves that out).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class ZeroshotConfig(TrainConfig):
     image_size: int = 64
     depth: int = 6
     max_logit_scale: float = 100.0
+    distill: float = 1.0  # weight of the teacher's own distribution over the concepts, beside the true one; 0: without
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -114,11 +116,25 @@ class ZeroshotTask:
             distinct, inverse = torch.unique(rows, return_inverse=True)
             positive = F.one_hot(inverse, len(distinct)).T.float()
             images = (batch.images - self._mean) / self._std
+        soft = self._teacher_distribution(batch.images, texts, clock) if self.config.distill else None
         with clock.part("encoder"):
             embedded, scale = self.module(images), self.module.logit_scale.exp()
             to_text = all_concepts_loss(embedded, texts, rows, scale)
             to_image = text_to_image_loss(embedded, texts[distinct], positive, scale)
-        return {"loss": (to_text + to_image) / 2, "scale": scale.detach()}
+            contrastive = (to_text + to_image) / 2
+            if soft is None:
+                return {"loss": contrastive, "scale": scale.detach()}
+            distilled = F.cross_entropy(scale * embedded @ texts.T, soft)
+        loss = contrastive + self.config.distill * distilled
+        return {"loss": loss, "contrastive": contrastive.detach(), "distilled": distilled.detach()}
+
+    @torch.no_grad()
+    def _teacher_distribution(self, images: Tensor, texts: Tensor, clock: Clock) -> Tensor:
+        """What the teacher makes of images in [0, 1]: probabilities ``[B,C]`` over the concepts' unit texts."""
+        with clock.part("teacher"):
+            module = self.teacher.module
+            embedded = F.normalize(module.embed(module.normalise_float(images)).float(), dim=-1)
+            return ((self.teacher.logit_scale or 1.0) * embedded @ texts.T).softmax(dim=1)
 
     @cached_property
     def _mean(self) -> Tensor:

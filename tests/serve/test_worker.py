@@ -151,7 +151,7 @@ def test_not_ready_until_the_model_answers(serving: Serve, image: Image) -> None
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "not_ready"
         assert answer.headers["retry-after"] == "1"
-    assert client.get("/health/live").json() == {"status": "live", "models": None}
+    assert client.get("/health/live").json() == {"status": "live"}
     assert client.get("/models").json()["data"][0]["state"] == "starting"
     gate.open.set()
     while client.get("/health/ready").status_code != 200:
