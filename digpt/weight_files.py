@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,18 @@ def misfit(path: Path, name: str, error: BaseException) -> CheckpointError:
 
 
 def downloaded(spec: str, local_form: str, create: Callable[[], Any]) -> Any:
-    """Run a library's download; every failure names the local form instead."""
+    """Run a library's download; every failure names the local form instead.
+
+    The hub's client logs each of its retries twice over; its progress bar and the final error say enough.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         return create()
     except Exception as error:  # the hub's client raises many unrelated types
         raise SpecError(
-            f"{spec}: its weights could not be downloaded ({first_line(error)[:200]}). Check the network, "
-            f"or save them to a file elsewhere and use {local_form}."
+            f"{spec}: its weights could not be downloaded. Check the network, or save them to a file elsewhere and "
+            f"use {local_form}. ({type(error).__name__}: {first_line(error)[:200]})"
         ) from None
+    finally:
+        logging.disable(disabled)
