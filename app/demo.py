@@ -64,6 +64,8 @@ def mount(fastapi_app: Any, engine: Engine, path: str = "/demo") -> Any:
 
 def launch(engine: Engine, host: str, port: int) -> None:
     """Show the page on its own until interrupted."""
+    if engine.info.has_text and engine.info.labels:
+        engine.class_matrix(engine.info.labels)  # seconds, better spent before the first click
     build_demo(engine).launch(
         server_name=host,
         server_port=port,

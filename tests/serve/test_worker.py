@@ -159,6 +159,14 @@ def test_not_ready_until_the_model_answers(serving: Serve, image: Image) -> None
     assert client.post("/embed", json=body(image())).status_code == 200
 
 
+def test_own_labels_are_embedded_before_the_first_request(serving: Serve, image: Image) -> None:
+    runtime = FakeRuntime(labels=["cat", "dog", "owl"])
+    client = serving(Engine(runtime))
+    assert runtime.text_batches == [3]
+    assert client.post("/classify", json=body(image())).status_code == 200
+    assert runtime.text_batches == [3]
+
+
 @pytest.mark.parametrize("faithful", [True, False])
 def test_ready_by_reproducing_the_golden_embeddings(serving: Serve, image: Image, faithful: bool) -> None:
     runtime = FakeRuntime()
