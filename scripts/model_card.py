@@ -22,17 +22,19 @@ example, `--model open_clip:ViT-B-16/openai`.
 Written by `python scripts/model_card.py` from the checkpoints' own records and a `results.json`.
 """
 NOTES = """## Notes on the recipe
-- The teacher's first 304 steps ran under a schedule of 3,000 steps before the recipe was shortened to 2,000, so running
-  the recipe again gives slightly different weights.
-- Other work ran on the same two cores meanwhile; on idle ones the commands take less time.
-- Why a convolutional teacher, and what was tried: `docs/decisions/bundled-recipe.md`.
+- The three commands, run one after the other in an empty `runs/`, are
+  `python -m train.teacher bundled`, `python -m train.pretrain bundled` and `python -m train.zeroshot bundled`
+  (`train/recipes/bundled.py`).
+- Why a convolutional teacher, what was tried, and which figures stayed below what was hoped for:
+  [the decision](../../../docs/decisions/bundled-recipe.md).
 """
 LIMITS = """## Limits
 - Trained on 64 px drawings of the bundled emoji set in three styles
   ([data card](../../../data/emoji/README.md)). Photographs, scenes and text in images are outside of it; so are words
   that no emoji's name contains.
 - Scores are among the class names given: a wrong but nearest name still gets a high one.
-- `unseen` concepts are named little better than by chance: the model has no words for what it never saw.
+- `unseen` is a choice among 100 names (chance 1 %): what it gets right it owes to words and shapes shared with concepts
+  it knows. All other rows are a choice among the {names:,} names of the set (chance {chance:.2%}).
 
 ## Licence
 Weights Apache-2.0. The training images carry their own licences (Apache-2.0 / OFL, CC-BY 4.0, MIT),
@@ -69,7 +71,9 @@ def card(model: Checkpoint, sizes: dict[str, int], document: ResultsDocument) ->
     split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in record.get("time_split", {}).items())
     lines += ["", f"The last command's time: {split}. Versions: {record.get('versions')}."]
     lines += ["", "## Figures", "`python -m evaluate.robustness bundled --output runs/bundled/robustness`", ""]
-    return "\n".join([*lines, *figures_table(document), "", NOTES, LIMITS])
+    names = document.protocol["zeroshot"]["names"]
+    limits = LIMITS.format(names=names, chance=1 / names)
+    return "\n".join([*lines, *figures_table(document), "", NOTES, limits])
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ from train.zeroshot import ZeroshotConfig
 
 teacher = TeacherConfig(
     output=Path("runs/bundled/teacher"),
-    steps=2000,
+    steps=3000,
     batch_size=128,
     lr=2e-3,
     warmup=50,
-    eval_every=100,
+    eval_every=250,
     store="float16",
 )
 pretrain = PretrainConfig(
@@ -37,7 +37,7 @@ zeroshot = ZeroshotConfig(
     output=Path("runs/bundled/zeroshot"),
     encoder="runs/bundled/pretrain/ckpt.pt",
     teacher="runs/bundled/teacher/ckpt.pt",
-    steps=1100,
+    steps=1800,
     batch_size=128,
     lr=1e-3,
     warmup=50,
