@@ -1,6 +1,7 @@
 """Turns a model spec into a model.
 
-    bundled, bundled-teacher      the package's own checkpoints
+    bundled                       the package's own checkpoint, emoji-tiny
+    bundled-teacher               what emoji-tiny was tuned with; bundled-early-teacher: what it was pretrained with
     ckpt.pt                       a digpt checkpoint
     timm:NAME[@FILE]              timm's pretrained weights, or a local file (safetensors, pt)
     open_clip:NAME/TAG_OR_FILE    open_clip's pretrained weights, or a local file
@@ -21,7 +22,7 @@ from digpt.model import InferenceModel, TextModel, build_from_config
 from digpt.preprocess import Preprocess
 
 BUNDLED = Path(__file__).resolve().parent / "bundled" / "emoji-tiny"
-BUNDLED_FILES = {"bundled": "ckpt.pt", "bundled-teacher": "teacher.pt"}
+BUNDLED_FILES = {"bundled": "ckpt.pt", "bundled-teacher": "teacher.pt", "bundled-early-teacher": "early_teacher.pt"}
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 FORMS = "bundled, CKPT.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, an authors' .pth"
 
@@ -125,7 +126,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, spec: str = "checkpoint") -> M
 def model_name(spec: str) -> str:
     """A short name for tables and URLs: ``runs/a/ckpt.pt`` -> ``a``, ``timm:vit_tiny@w.pt`` -> ``vit_tiny``."""
     if spec in BUNDLED_FILES:
-        return {"bundled": "emoji-tiny", "bundled-teacher": "emoji-tiny-teacher"}[spec]
+        return spec.replace("bundled", "emoji-tiny", 1)
     family, colon, rest = spec.partition(":")
     if colon and family == "timm":
         return rest.partition("@")[0]

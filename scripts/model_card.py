@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--results", type=Path, required=True)
     arguments = parser.parse_args()
-    files = {name: (BUNDLED / name).stat().st_size for name in ("ckpt.pt", "teacher.pt")}
+    files = {name: (BUNDLED / name).stat().st_size for name in ("ckpt.pt", "teacher.pt", "early_teacher.pt")}
     print(card(read_checkpoint(BUNDLED / "ckpt.pt"), files, read_results(arguments.results)), end="")
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from digpt.errors import ConfigError, DigptError, near_misses
 
-RECIPES = ("emoji", "bundled")
+RECIPES = ("emoji", "bundled", "bundled_early")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,10 @@ def load_recipe(name: str, command: str) -> Any:
     """Return the configuration that recipe ``name`` (``train/recipes/NAME.py``) defines for ``command``."""
     if name not in RECIPES:
         raise ConfigError(f"Unknown recipe {name!r}; valid: {', '.join(RECIPES)}.{near_misses(name, RECIPES)}")
-    return getattr(importlib.import_module(f"train.recipes.{name}"), command)
+    found = getattr(importlib.import_module(f"train.recipes.{name}"), command, None)
+    if found is None:
+        raise ConfigError(f"Recipe {name} has no settings for train.{command}.")
+    return found
 
 
 def parse(command: str, argv: list[str] | None = None) -> Any:

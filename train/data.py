@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from digpt.data.emoji import TRAIN_STYLES, EmojiSet
+from digpt.data.emoji import SIZE, TRAIN_STYLES, EmojiSet
+from digpt.errors import ConfigError
 from train.augment import DRAWS, AugmentConfig, augment, compose_on_white
 from train.keyed import keyed_permutations, keyed_uniform, sample_stream
 
@@ -26,7 +27,7 @@ class Batch:
 
     def permutations(self, seed: int, size: int) -> Tensor:
         """One permutation of ``range(size)`` per sample, int64 ``[B,size]``, keyed like the augmentation."""
-        return torch.from_numpy(keyed_permutations(seed ^ 0x5EED, self.epochs, self.items, size))
+        return torch.from_numpy(keyed_permutations(seed, self.epochs, self.items, size))
 
 
 class EmojiTraining:
@@ -34,7 +35,13 @@ class EmojiTraining:
 
     SPARE = 4  # uniforms handed on with each sample
 
-    def __init__(self, seed: int, batch_size: int, config: AugmentConfig, root: Path | None = None) -> None:
+    def __init__(
+        self, seed: int, batch_size: int, config: AugmentConfig, root: Path | None = None, image_size: int = SIZE
+    ) -> None:
+        if image_size != SIZE:
+            raise ConfigError(
+                f"image_size={image_size}: the bundled images are {SIZE} px and are trained on as they are."
+            )
         self.emoji = EmojiSet.load(root)
         self.seed, self.batch_size, self.config = seed, batch_size, config
         rgba, concepts = self.emoji.rgba_array("seen")

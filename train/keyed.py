@@ -1,5 +1,7 @@
 """Randomness as a pure function of (seed, epoch, index): no stream to save, so a resumed run repeats itself exactly.
 
+Every use has a number of its own (``ORDER``, ``AUGMENT``, ``PERMUTE``) in the key, so that no two share their bits.
+
 The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), used as a counter-based hash and vectorised by NumPy.
 """
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+ORDER, AUGMENT, PERMUTE = 1, 2, 3
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -17,10 +20,13 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def keyed_bits(seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+def keyed_bits(
+    seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], count: int, use: int
+) -> NDArray[np.uint64]:
     """Return 64 random bits per draw, uint64 ``[B,count]``, for ``epoch`` and ``index`` of shape ``[B]``."""
     with np.errstate(over="ignore"):
-        key = _mix(np.atleast_1d(np.uint64(seed)) + _GOLDEN)
+        key = _mix(np.atleast_1d(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)) + _GOLDEN)
+        key = _mix(key + np.uint64(use))
         key = _mix(key + epoch.astype(np.uint64) * _GOLDEN + np.uint64(1))
         key = _mix(key + index.astype(np.uint64) * _GOLDEN + np.uint64(2))
         draws = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
@@ -28,20 +34,20 @@ def keyed_bits(seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], co
 
 
 def keyed_uniform(seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], count: int) -> NDArray[np.float32]:
-    """Return float32 ``[B,count]`` in [0, 1), a function of (seed, epoch, index) alone."""
-    bits = keyed_bits(seed, epoch, index, count) >> np.uint64(40)
+    """Return float32 ``[B,count]`` in [0, 1) for augmentation, a function of (seed, epoch, index) alone."""
+    bits = keyed_bits(seed, epoch, index, count, AUGMENT) >> np.uint64(40)
     return bits.astype(np.float32) * np.float32(2.0**-24)
 
 
 def keyed_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """Return a permutation of ``range(size)`` for one epoch."""
     numbers = np.arange(size, dtype=np.int64)
-    return np.argsort(keyed_bits(seed, np.full(size, epoch), numbers, 1)[:, 0], kind="stable").astype(np.int64)
+    return np.argsort(keyed_bits(seed, np.full(size, epoch), numbers, 1, ORDER)[:, 0], kind="stable").astype(np.int64)
 
 
 def keyed_permutations(seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Return one permutation of ``range(size)`` per sample, int64 ``[B,size]``."""
-    return np.argsort(keyed_bits(seed, epoch, index, size), axis=1, kind="stable").astype(np.int64)
+    return np.argsort(keyed_bits(seed, epoch, index, size, PERMUTE), axis=1, kind="stable").astype(np.int64)
 
 
 def sample_stream(step: int, batch_size: int, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

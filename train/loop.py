@@ -23,6 +23,7 @@ from digpt.artifact import Checkpoint, write_checkpoint
 from digpt.errors import DigptError
 from train.config import TrainConfig
 from train.optim import build_optimizer, learning_rate
+from train.provenance import commit
 from train.state import RunFolder
 
 
@@ -84,6 +85,9 @@ class Task(Protocol):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that get no weight decay."""
 
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of what the configuration only points at: data, teacher, encoder."""
+
     def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
         """The finished model; ``figures`` are those of the last evaluation, for its record."""
 
@@ -119,11 +123,13 @@ def train(task: Task, config: TrainConfig, console: Console | None = None) -> Pa
 
     Raises:
         Interrupted: SIGTERM or SIGINT arrived; the state was saved.
-        ConfigError: the folder holds a run with another configuration, or another process trains in it.
+        ConfigError: the folder holds a run with another configuration, data or teacher, or is in use by another process.
+        DigptError: a gradient is not finite.
         CheckpointError: the resume state is damaged.
     """
     torch.set_num_threads(config.threads)
-    document = {"command": task.name, **config.to_dict()}
+    inputs = {f"{name} fingerprint": value for name, value in task.inputs().items()}
+    document = {"command": task.name, **config.to_dict(), **inputs}
     with RunFolder(config.output, document, config.overwrite) as folder, Stop() as stop:
         return _Run(task, config, folder, console or Console(stderr=True, highlight=False)).to_the_end(stop)
 
@@ -136,16 +142,22 @@ class _Run:
         self.optimizer = build_optimizer(task.module, config, task.no_weight_decay())
         self.clock, self.first, self.elapsed = Clock(), 0, 0.0
         self.figures: dict[str, float] | None = None
+        self.commits: list[str] = []
         state = folder.load()
         if state is not None:
             task.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.first, self.elapsed, self.clock.seconds = state["step"], state["elapsed"], dict(state["seconds"])
+            self.figures, self.commits = state["figures"], list(state["commits"])
             console.print(f"resuming {config.output} at step {self.first} of {config.steps}")
+        self.commits += [now for now in [commit() or "unknown"] if now not in self.commits]
         self.began = time.perf_counter()
 
     def to_the_end(self, stop: Stop) -> Path:
         config = self.config
+        if self.first == config.steps and (config.output / "ckpt.pt").exists():
+            self.console.print(f"{config.output} is finished; --overwrite starts it again", soft_wrap=True)
+            return config.output / "ckpt.pt"
         for step in range(self.first, config.steps):
             values = _one_step(self.task, self.optimizer, step, config, self.clock)
             done = step + 1
@@ -155,7 +167,7 @@ class _Run:
             if done % config.eval_every == 0 or last:
                 self._evaluate(done)
             if done % config.save_every == 0 or last or stop.requested:
-                self._save(done, values["loss"].item())
+                self._save(done)
             if stop.requested and not last:
                 raise Interrupted(f"stopped at step {done}; the same command resumes it from {config.output}.")
         return self._finish()
@@ -165,14 +177,10 @@ class _Run:
         """Seconds of training so far, earlier sessions included."""
         return self.elapsed + time.perf_counter() - self.began
 
-    def _save(self, step: int, loss: float) -> None:
-        """Save the resume state; a loss that is not finite ends the run instead, and the last good state stays."""
-        if not math.isfinite(loss):
-            raise DigptError(
-                f"The loss is {loss} at step {step}: lower --lr or lengthen --warmup; "
-                f"the state of the last save is kept in {self.config.output}."
-            )
+    def _save(self, step: int) -> None:
+        """Save the resume state."""
         state = {"step": step, "elapsed": self.seconds, "seconds": self.clock.seconds}
+        state |= {"figures": self.figures, "commits": self.commits}
         weights = {"module": self.task.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         self.folder.save({**state, **weights})
 
@@ -205,6 +213,7 @@ class _Run:
         checkpoint = self.task.checkpoint(self.figures or {})
         split = {name: round(value, 2) for name, value in self.clock.seconds.items()}
         checkpoint.provenance |= {"seconds": round(self.seconds, 1), "time_split": split}
+        checkpoint.provenance["commit"] = " then ".join(self.commits)  # of the code as it was when each session began
         path = self.config.output / "ckpt.pt"
         fingerprint = write_checkpoint(path, checkpoint, self.config.store)
         total = sum(split.values()) or 1.0
@@ -225,9 +234,13 @@ def _one_step(
     optimizer.zero_grad(set_to_none=True)
     task.backward(values["loss"], clock)
     with clock.part("optimiser"):
-        if config.clip:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            values["grad_norm"] = nn.utils.clip_grad_norm_(parameters, config.clip)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        values["grad_norm"] = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
+        if not math.isfinite(values["grad_norm"].item()):
+            raise DigptError(
+                f"The gradient is not finite at step {step + 1} (loss {values['loss'].item():.4g}): lower --lr or "
+                f"lengthen --warmup; the state of the last save is kept in {config.output}."
+            )
         optimizer.step()
         task.after_step()
     return values

@@ -38,7 +38,7 @@ class PretrainConfig(TrainConfig):
     """Encoder, teacher and objective; every size follows from these."""
 
     output: Path = Path("runs/pretrain")
-    teacher: str = "bundled-teacher"  # any model spec: ckpt.pt, open_clip:NAME/TAG_OR_FILE, timm:NAME[@FILE]
+    teacher: str = "bundled-early-teacher"  # any model spec: ckpt.pt, open_clip:NAME/TAG_OR_FILE, timm:NAME[@FILE]
     paradigm: str = "digpt"
     variant: str = "Ti/16"
     image_size: int = 64
@@ -62,7 +62,7 @@ class PretrainTask:
         self.config = config
         self.encoder_config = encoder_config(config.variant, config.image_size, depth=config.depth)
         options = config.objective if PARADIGMS[config.paradigm][1] is DigptConfig else PARADIGMS[config.paradigm][1]()
-        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root)
+        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
         self.target = target_from_spec(config.teacher, config.image_size)
         self.report = check_teacher(self.target, self.data.split("val")[0][:64])
         encoder = build_encoder(self.encoder_config, options.class_token_std)
@@ -125,6 +125,9 @@ class PretrainTask:
 
     def no_weight_decay(self) -> set[str]:
         return self.module.no_weight_decay()
+
+    def inputs(self) -> dict[str, str]:
+        return {"data": self.data.fingerprint, "teacher": self.target.fingerprint}
 
     def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
         config = self.config

@@ -46,7 +46,6 @@ def provenance(
         "data": {"name": "emoji", "fingerprint": data},
         "seed": config.seed,
         "steps": config.steps,
-        "commit": commit(),
         "parents": parents,
         "figures": {name: round(value, 4) for name, value in figures.items()},
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},

@@ -39,6 +39,8 @@ class RunFolder:
         stored = self.path / "config.json"
         if stored.exists():
             self._refuse_other(json.loads(stored.read_text()), config)
+        elif (self.path / STATE).exists():
+            raise ConfigError(f"{self.path} holds a {STATE} without its config.json; start again with --overwrite.")
         atomic_json(stored, config)
 
     def __enter__(self) -> RunFolder:
@@ -49,7 +51,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove this project's files only: a mistyped ``--output`` must not delete anything else."""
-        for name in ("config.json", "metrics.jsonl", STATE, "ckpt.pt"):
+        for name in (STATE, "metrics.jsonl", "ckpt.pt", "config.json"):  # a state never outlives its configuration
             (self.path / name).unlink(missing_ok=True)
 
     def _refuse_other(self, stored: dict[str, Any], config: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ class TeacherTask:
     def __init__(self, config: TeacherConfig) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root)
+        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
         trained = [caption for c in self.data.emoji.concepts if not c.unseen for caption in c.captions]
         self.tokenizer_json = train_tokenizer(trained, config.vocab_size)
         self.tokenizer = CompactTokenizer(self.tokenizer_json, config.context_length)
@@ -151,6 +151,9 @@ class TeacherTask:
     def no_weight_decay(self) -> set[str]:
         clip = "clip.text.positional_embedding", "clip.text.token_embedding.weight", "clip.visual.positional_embedding"
         return set(clip)
+
+    def inputs(self) -> dict[str, str]:
+        return {"data": self.data.fingerprint}
 
     def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
         config, clip = self.config, self.module.clip

@@ -70,7 +70,7 @@ class ZeroshotTask:
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.threads)
         self.config = config
-        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root)
+        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
         self.teacher = load_model(config.teacher)
         if self.teacher.text is None or self.teacher.config.get("text") is None:
             raise CapabilityError(f"{config.teacher} has no text tower of our own; train one with train.teacher.")
@@ -166,6 +166,9 @@ class ZeroshotTask:
 
     def no_weight_decay(self) -> set[str]:
         return {"encoder.cls_token", "encoder.pos_embed", "logit_scale"}
+
+    def inputs(self) -> dict[str, str]:
+        return {"data": self.data.fingerprint, **{parent["role"]: parent["fingerprint"] for parent in self.parents}}
 
     def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
         encoder, dim = self.module.encoder, self.table.shape[1]

@@ -279,6 +279,7 @@ def test_artifact_directory_is_a_runtime(tmp_path: Path) -> None:
     [
         ("bundled", "emoji-tiny"),
         ("bundled-teacher", "emoji-tiny-teacher"),
+        ("bundled-early-teacher", "emoji-tiny-early-teacher"),
         ("runs/first/ckpt.pt", "first"),
         ("runs/first/teacher.pt", "teacher"),
         ("timm:test_vit@a/b.pt", "test_vit"),

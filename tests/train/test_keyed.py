@@ -24,6 +24,22 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
     assert np.abs(correlation - np.eye(8)).max() < 0.03
 
 
+def test_the_order_of_an_epoch_says_nothing_about_its_draws() -> None:
+    """Sorted by the bits of a draw, every batch would hold one value of what that draw decides."""
+    items = keyed_order(0, 3, 4000)
+    epochs = np.full(4000, 3)
+    draws = keyed_uniform(0, epochs, items, 4)
+    permuted = keyed_permutations(0, epochs, items, 4)
+    for column in (*draws.T, *permuted.T):
+        assert abs(np.corrcoef(np.arange(4000), column)[0, 1]) < 0.06
+    assert abs(np.corrcoef(draws[:, 0], permuted[:, 0])[0, 1]) < 0.06
+
+
+def test_a_negative_seed_is_a_seed_like_any_other() -> None:
+    zero = np.zeros(1, dtype=np.int64)
+    assert not np.array_equal(keyed_uniform(-1, zero, zero, 3), keyed_uniform(1, zero, zero, 3))
+
+
 def test_every_epoch_visits_every_item_once_whatever_the_batch_size() -> None:
     def stream(batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         parts = [sample_stream(step, batch_size, 30, seed=5) for step in range(120 // batch_size)]
