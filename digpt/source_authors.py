@@ -70,7 +70,7 @@ def authors_checkpoint(document: Any, path: Path) -> Checkpoint:
         "pooling": encoder["global_pool"],
         "head": None if head is None else {"type": "linear", "in": encoder["embed_dim"], "out": int(head.shape[0])},
         "labels": labels,
-        "objective": {"name": "digpt", "fidelity": "official"} if weights["decoders"] else None,
+        "objective": {"paradigm": "digpt", "fidelity": "official"} if weights["decoders"] else None,
     }
     present = {group: named for group, named in weights.items() if named}
     return Checkpoint(config, present, {"source": "authors' release", "file": path.name})

@@ -51,15 +51,16 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         for name in ("output", "overwrite"):
             values.pop(name)
-        return {key: _plain(value) for key, value in values.items()}
+        return {key: plain(value) for key, value in values.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Nested values with paths as strings and tuples as lists, as JSON would give them back."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 Config = TypeVar("Config", bound=TrainConfig)

@@ -123,7 +123,7 @@ def train(task: Task, config: TrainConfig, console: Console | None = None) -> Pa
 
     Raises:
         Interrupted: SIGTERM or SIGINT arrived; the state was saved.
-        ConfigError: the folder holds a run with another configuration, data or teacher, or is in use by another process.
+        ConfigError: the folder holds a run with another configuration, data or teacher, or is in use elsewhere.
         DigptError: a gradient is not finite.
         CheckpointError: the resume state is damaged.
     """

@@ -7,6 +7,7 @@ The paradigm (``digpt``, ``fd``, ...) and the target (any model spec as ``--teac
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,7 @@ from digpt.errors import ConfigError
 from digpt.neighbors import knn_classify
 from digpt.preprocess import Preprocess
 from train.augment import AugmentConfig
-from train.config import TrainConfig, main
+from train.config import TrainConfig, main, plain
 from train.data import EmojiTraining
 from train.loop import Clock, train
 from train.objective import PARADIGMS, DigptConfig, Paradigm, build_paradigm
@@ -61,7 +62,10 @@ class PretrainTask:
             raise ConfigError(f"Unknown paradigm {config.paradigm!r}; valid: {', '.join(PARADIGMS)}.")
         self.config = config
         self.encoder_config = encoder_config(config.variant, config.image_size, depth=config.depth)
-        options = config.objective if PARADIGMS[config.paradigm][1] is DigptConfig else PARADIGMS[config.paradigm][1]()
+        kind = PARADIGMS[config.paradigm][1]
+        if kind is not DigptConfig and config.objective != PretrainConfig().objective:
+            raise ConfigError(f"The --objective options belong to D-iGPT's paradigms; {config.paradigm} takes none.")
+        self.options = options = config.objective if kind is DigptConfig else kind()
         self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
         self.target = target_from_spec(config.teacher, config.image_size)
         self.report = check_teacher(self.target, self.data.split("val")[0][:64])
@@ -132,7 +136,7 @@ class PretrainTask:
     def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
         config = self.config
         preprocess = Preprocess(size=config.image_size, mean=MEAN, std=STD)
-        objective: dict[str, Any] = {"paradigm": config.paradigm, **config.to_dict()["objective"]}
+        objective: dict[str, Any] = {"paradigm": config.paradigm, **plain(dataclasses.asdict(self.options))}
         objective["teacher"] = {"grid": list(self.target.grid), "width": self.target.width}
         return Checkpoint(
             config={
@@ -188,7 +192,8 @@ def run(config: PretrainConfig) -> Path:
     print(task.report)
     path = train(task, config)
     print(f"next: python -m evaluate.robustness {path}")
-    print(f"      python -m train.zeroshot --encoder {path} --teacher {config.teacher}")
+    own = f" --teacher {config.teacher}" if config.teacher.endswith(".pt") else ""  # else the bundled teacher's texts
+    print(f"      python -m train.zeroshot --encoder {path}{own}")
     return path
 
 

@@ -72,7 +72,7 @@ class ZeroshotTask:
         self.config = config
         self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
         self.teacher = load_model(config.teacher)
-        if self.teacher.text is None or self.teacher.config.get("text") is None:
+        if self.teacher.text is None or self.teacher.text.tokenizer_json is None:
             raise CapabilityError(f"{config.teacher} has no text tower of our own; train one with train.teacher.")
         self.text = self.teacher.text
         self.parents = [parent("teacher", self.teacher.fingerprint, self.teacher.provenance)]

@@ -194,7 +194,7 @@ def test_authors_pretrained_file(tmp_path: Path) -> None:
     image = torch.randint(0, 256, (1, 96, 96, 3), dtype=torch.uint8)
     tokens = reference.forward_features(model.module.normalise(image))
     torch.testing.assert_close(model.module(image), tokens[:, 1:].mean(1), rtol=0, atol=1e-5)
-    assert model.config["objective"] == {"name": "digpt", "fidelity": "official"}
+    assert model.config["objective"] == {"paradigm": "digpt", "fidelity": "official"}
     assert not model.module.has_logits and model.preprocess.alpha == "drop"
 
 

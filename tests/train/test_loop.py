@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import os
 import signal
 import subprocess
@@ -122,11 +121,44 @@ def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
         pass  # free again
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, output=tmp_path)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(tmp_path: Path, clip: float) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, clip=clip)
     task = task_for(config)
-    task.loss = lambda step, clock: {"loss": task.module.clip.logit_scale * math.nan}  # type: ignore[method-assign]
-    with pytest.raises(DigptError, match="loss is nan at step 1"):
+    before = {name: value.clone() for name, value in task.module.state_dict().items()}
+    scale = task.module.clip.logit_scale
+    task.loss = lambda step, clock: {"loss": (scale - scale.detach()).sqrt().sum()}  # type: ignore[method-assign]
+    with pytest.raises(DigptError, match=r"gradient is not finite at step 1 \(loss 0\)"):
+        train(task, config, quiet())
+    assert all(torch.equal(value, before[name]) for name, value in task.module.state_dict().items())
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_finished_run_is_left_as_it_is(straight: Path) -> None:
+    files = {file: file.read_bytes() for file in straight.iterdir()}
+    config = dataclasses.replace(TINY, output=straight)
+    assert train(task_for(config), config, quiet()) == straight / "ckpt.pt"
+    assert {file: file.read_bytes() for file in straight.iterdir()} == files
+
+
+def test_overwrite_starts_again_and_keeps_what_is_not_ours(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, steps=2)
+    train(task_for(config), config, quiet())
+    (tmp_path / "notes.txt").write_text("mine")
+    again = dataclasses.replace(config, lr=0.5, overwrite=True)
+    train(task_for(again), again, quiet())
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.5 and len(losses(tmp_path)) == 2
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"without its config\.json.*--overwrite"):
+        train(task_for(again), config, quiet())
+
+
+def test_another_teacher_behind_the_same_path_is_noticed(straight: Path) -> None:
+    config = dataclasses.replace(TINY, output=straight)
+    task = task_for(config)
+    task.inputs = lambda: {"data": "another"}  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"data fingerprint \(.* there, 'another' now\)"):
         train(task, config, quiet())
 
 

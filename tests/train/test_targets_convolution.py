@@ -51,6 +51,23 @@ def test_positions_are_in_raster_order_also_on_a_grid_that_is_not_square() -> No
     torch.testing.assert_close(target(pixels)[:, 1 + 1 * 4 + 2], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "proj"), [("test_convnext", "linear"), ("test_convnext", None), ("test_resnet", None)]
+)
+def test_what_follows_the_pooling_reaches_every_position(name: str, proj: str | None) -> None:
+    """ConvNeXt keeps its last norm behind the pooling; without a projection of its own, the classifier projects."""
+    torch.manual_seed(0)
+    cfg = CLIPVisionCfg(timm_model_name=name, timm_pool="avg", timm_proj=proj, image_size=64)
+    visual, pixels = _build_vision_tower(12, cfg, quick_gelu=False).eval(), images()
+    target = ConvolutionTarget(visual, 64, MEAN, STD)
+    tokens = target(pixels)
+    assert target.projected and target.width == 12
+    with torch.no_grad():
+        torch.testing.assert_close(tokens[:, 0], visual((pixels - 0.5) / 0.5), atol=1e-5, rtol=1e-4)
+        one = visual.trunk.forward_features((pixels - 0.5) / 0.5)[:, :, 1:, :1]  # the map's third position alone
+        torch.testing.assert_close(tokens[:, 3], visual.head(visual.trunk.forward_head(one)), atol=1e-5, rtol=1e-4)
+
+
 def test_the_contract_check_accepts_it() -> None:
     report = check_teacher(ConvolutionTarget(tower(), 64, MEAN, STD), images())
     assert "2 x 2 tokens of width 12" in str(report)

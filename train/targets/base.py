@@ -40,8 +40,6 @@ class VisionTarget(nn.Module, ABC):
     Move it to bf16 with ``.to(torch.bfloat16)``: images are normalised in float32 first.
     """
 
-    mean: Tensor
-    std: Tensor
     grid: tuple[int, int]
     width: int
     has_class_token: bool
@@ -53,8 +51,6 @@ class VisionTarget(nn.Module, ABC):
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
         self.statistics = (tuple(mean), tuple(std))
-        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> VisionTarget:
         """A teacher stays in eval mode whatever its surroundings do."""
@@ -63,7 +59,8 @@ class VisionTarget(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, images01: Tensor) -> Tensor:
         """float ``[B,3,H,W]`` in [0, 1] -> ``[B, 1+N, T]``, class token first, in the tower's dtype."""
-        normalised = (images01.float() - self.mean.float()) / self.std.float()
+        mean, std = (torch.tensor(values, device=images01.device).view(3, 1, 1) for values in self.statistics)
+        normalised = (images01.float() - mean) / std
         return self.tokens(normalised.to(next(self.tower.parameters()).dtype))
 
     @abstractmethod

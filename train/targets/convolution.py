@@ -19,7 +19,10 @@ def is_convolutional(visual: nn.Module) -> bool:
 
 
 class ConvolutionTarget(VisionTarget):
-    """Positions of the final feature map ``[B,C,H,W]`` and, as class target, the pooled embedding; all projected."""
+    """Positions of the final feature map ``[B,C,H,W]`` and, as class target, the tower's embedding.
+
+    Each position passes all that follows the pooling (norm, projection) as if it were a map of its own.
+    """
 
     def __init__(
         self, visual: nn.Module, image_size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float]
@@ -36,13 +39,14 @@ class ConvolutionTarget(VisionTarget):
             raise ConfigError(f"A {type(trunk).__name__} gives no feature map; use another teacher.")
         self.grid = (int(features.shape[2]), int(features.shape[3]))
         self.has_class_token = False
-        self.projected = len(head) > 0
+        self.projected = len(head) > 0 or trunk.num_classes > 0
         with torch.no_grad():
             self.width = int(self.tokens(features.new_zeros(1, 3, *size)).shape[-1])
 
     def tokens(self, normalised: Tensor) -> Tensor:
         visual: Any = self.tower
         features = visual.trunk.forward_features(normalised)
-        pooled = visual.trunk.forward_head(features, pre_logits=True)
-        tokens = torch.cat([pooled[:, None], features.flatten(2).transpose(1, 2)], dim=1)  # [B, 1+N, C]
-        return visual.head(tokens)
+        batch, channels, height, width = features.shape
+        positions = features.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        pooled, each = (visual.head(visual.trunk.forward_head(maps)) for maps in (features, positions))
+        return torch.cat([pooled[:, None], each.view(batch, height * width, -1)], dim=1)
