@@ -8,7 +8,7 @@
 #
 # TORCH_INDEX, a package index of PyTorch's CPU builds, makes the cpu image far smaller: pip's default build for Linux carries CUDA.
 ARG PYTHON_IMAGE=python:3.11-slim
-ARG CUDA_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
 
 # --- cpu: dependencies, built where pip's leftovers are thrown away ---
@@ -36,7 +36,7 @@ COPY app app
 USER digpt
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+    CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8000/health/ready', timeout=4)"]
 # Inside a container the loopback address would reach nobody: bind every interface, and let -p decide who gets in.
 CMD ["python", "-m", "serve", "--host", "0.0.0.0", "--port", "8000"]
 
@@ -66,8 +66,11 @@ COPY data/emoji data/emoji
 COPY digpt digpt
 COPY serve serve
 COPY app app
+COPY export export
+# What reaches the GPU is onnxruntime, so the model is exported first; torch serves on the CPU.
+RUN python -m export bundled --to onnx --output /srv/digpt/artifact
 USER digpt
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
-CMD ["python", "-m", "serve", "--host", "0.0.0.0", "--port", "8000"]
+    CMD ["python", "-c", "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8000/health/ready', timeout=4)"]
+CMD ["python", "-m", "serve", "--host", "0.0.0.0", "--port", "8000", "--model", "emoji-tiny=/srv/digpt/artifact"]

@@ -54,7 +54,7 @@ quickstart: $(INSTALLED)  ## pretrain, tune, evaluate and export in miniature, i
 	$(PY) -m train.pretrain --output $(QUICKSTART)/pretrain --steps 20 --overwrite
 	$(PY) -m train.zeroshot --encoder $(QUICKSTART)/pretrain/ckpt.pt --output $(QUICKSTART)/zeroshot --steps 20 --overwrite
 	$(PY) -m evaluate.robustness $(QUICKSTART)/zeroshot/ckpt.pt --output $(QUICKSTART)/robustness --limit 200
-	$(PY) -m export $(QUICKSTART)/zeroshot/ckpt.pt --to onnx --output $(QUICKSTART)/onnx
+	$(PY) -m export $(QUICKSTART)/zeroshot/ckpt.pt --to onnx --output $(QUICKSTART)/onnx --overwrite
 
 bench: $(INSTALLED)  ## measure this machine: matrix products per precision
 	$(PY) -m benchmarks.matmul

@@ -7,7 +7,7 @@
     open_clip:NAME/TAG_OR_FILE    open_clip's pretrained weights, or a local file
     weights.pth                   the D-iGPT authors' released checkpoints
 
-Artifact directories and http:// addresses are runtimes: ``digpt.runtime.load_runtime`` takes those too.
+An artifact directory is a runtime: ``digpt.runtime.load_runtime`` takes that too.
 """
 
 from __future__ import annotations

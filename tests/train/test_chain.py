@@ -106,7 +106,7 @@ def test_a_run_that_dies_between_saves_ends_with_the_same_bits(
     kind: Any = {"teacher": TeacherTask, "pretrain": PretrainTask, "zeroshot": ZeroshotTask}[command]
     config = dataclasses.replace(
         {
-            "teacher": TEACHER,
+            "teacher": dataclasses.replace(TEACHER, store="float16"),
             "pretrain": dataclasses.replace(PRETRAIN, teacher=str(chain["teacher"])),
             "zeroshot": ZeroshotConfig(**STEPS, encoder=str(chain["pretrain"]), teacher=str(chain["teacher"])),
         }[command],
@@ -133,7 +133,7 @@ def test_a_run_that_dies_between_saves_ends_with_the_same_bits(
     straight = read_checkpoint(chain[command]).weights
     for group, named in straight.items():
         for name, value in named.items():
-            assert torch.equal(resumed[group][name].to(value.dtype), value), (group, name)
+            assert torch.equal(resumed[group][name], value), (group, name)
 
 
 def test_what_cannot_be_tuned_is_refused(chain: dict[str, Path]) -> None:
