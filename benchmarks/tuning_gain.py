@@ -25,7 +25,17 @@ from train.config import load_recipe
 from train.zeroshot import run as tune
 
 SPLITS = ("val", "flat", "contrast")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided Student t by number of seeds
+T_95 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # two-sided Student t by number of seeds
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ import base64
 import io
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -117,6 +120,26 @@ def good_requests(say: Transcript, correct: bool) -> None:
         raise SmokeError("the answer's fingerprint is not the model's")
 
 
+def readme_requests(port: int, correct: bool) -> None:
+    """The README's own curl lines, against this server; a picture's file name says what it shows."""
+    lines = re.findall(r"^\$ (curl .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    if not lines:
+        raise SmokeError("the README shows no curl lines")
+    if shutil.which("curl") is None:
+        print("curl is not installed: the README's lines were NOT sent")
+        return
+    for line in lines:
+        print(f"$ {line}")
+        command = shlex.split(line.replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+        done = subprocess.run([*command, "--noproxy", "*"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        body = json.loads(done.stdout) if done.returncode == 0 else {}
+        shown = re.search(r"@\S*/([\w-]+)\.png", line)
+        if "data" not in body:
+            raise SmokeError(f"the README's line got {done.stdout[:SHOWN]!r} {done.stderr[:SHOWN]}")
+        if correct and shown and (best := body["data"][0]["predictions"][0]["label"]) != shown[1].replace("-", " "):
+            raise SmokeError(f"the bundled model says {best!r} to {shown[0]}")
+
+
 def bad_requests(say: Transcript) -> None:
     """Each gets a clear 4xx, and the server answers the next good request."""
     jpeg = io.BytesIO()
@@ -157,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             print(f"ready after {wait_ready(server, client, arguments.timeout):.1f} s")
             good_requests(Transcript(client), correct=arguments.model == "bundled")
+            readme_requests(port, correct=arguments.model == "bundled")
             bad_requests(Transcript(client))
         server.send_signal(signal.SIGTERM)
         code = server.wait(STOP_S)

@@ -26,13 +26,16 @@ OWNERS = {
     "uvicorn": ("serve/",),
     "gradio": ("app/",),
     "onnx": ("export/",),
+    "onnx_ir": ("export/",),
     "onnxscript": ("export/",),
     "torch.onnx": ("export/",),
     "torch_tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
+    "tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
     "onnxruntime": ("digpt/runtime/onnx.py",),
     "openvino": ("digpt/runtime/openvino.py",),
     "ray": ("serve/ray.py", "serve/offline.py"),
 }
+BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
 # An exported encoder is served from a process without torch: these modules, and all they import, stay free of it.
 TORCH_FREE = (
     "digpt.errors",
@@ -94,7 +97,24 @@ def dotted(node: ast.AST) -> str | None:
     return None
 
 
-def imported(node: ast.AST, path: str) -> list[str]:
+def aliases(tree: ast.AST) -> dict[str, str]:
+    """What the names that a file imports stand for."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def meaning(node: ast.AST, names: dict[str, str]) -> str:
+    """The dotted name that ``node`` stands for, its first part looked up in ``names``; empty for anything else."""
+    head, _, tail = (dotted(node) or "").partition(".")
+    return names.get(head, head) + (f".{tail}" if tail else "")
+
+
+def imported(node: ast.AST, path: str, names: dict[str, str]) -> list[str]:
     """Absolute module names that one statement or call imports; of ``from a import b`` both ``a`` and ``a.b``."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
@@ -106,15 +126,24 @@ def imported(node: ast.AST, path: str) -> list[str]:
             package = package[: len(package) - node.level + 1]
             base = ".".join([*package, base] if base else package)
         return [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    if isinstance(node, ast.Call) and dotted(node.func) in ("importlib.import_module", "import_module", "__import__"):
-        return [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-    return [name] if isinstance(node, ast.Attribute) and (name := dotted(node)) in OWNERS else []
+    if isinstance(node, ast.Call) and meaning(node.func, names) in ("importlib.import_module", "__import__"):
+        return [named(arg) for arg in node.args[:1]]
+    return [name] if isinstance(node, ast.Attribute) and (name := meaning(node, names)) in OWNERS else []
+
+
+def named(argument: ast.AST) -> str:
+    """The module a call imports: its constant, or that of an f-string up to the first gap."""
+    first = argument.values[0] if isinstance(argument, ast.JoinedStr) and argument.values else argument
+    return str(first.value).rstrip(".") if isinstance(first, ast.Constant) else "a computed name"
 
 
 @cache
 def uses(path: str, source: str) -> tuple[Use, ...]:
+    tree = ast.parse(source)
+    names = aliases(tree)
+
     def visit(node: ast.AST, lazy: bool, typing_only: bool) -> Iterator[Use]:
-        for name in imported(node, path):
+        for name in imported(node, path, names):
             yield Use(name, getattr(node, "lineno", 0), lazy, typing_only)
         for child in ast.iter_child_nodes(node):
             in_body = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and child in node.body
@@ -122,7 +151,7 @@ def uses(path: str, source: str) -> tuple[Use, ...]:
             types = guarded and dotted(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
             yield from visit(child, lazy or in_body or isinstance(node, ast.Lambda), typing_only or types)
 
-    return tuple(visit(ast.parse(source), False, False))
+    return tuple(visit(tree, False, False))
 
 
 def crossed_packages(sources: Sources) -> list[str]:
@@ -132,7 +161,7 @@ def crossed_packages(sources: Sources) -> list[str]:
         package = path.split("/")[0]
         for use in uses(path, source):
             other = use.module.split(".")[0]
-            excepted = path in ENTRY_OF_SERVE and other == "app" and use.lazy
+            excepted = path in ENTRY_OF_SERVE and use.module in ("app", "app.mount") and use.lazy
             if other in PACKAGES and other not in (package, "digpt") and not excepted:
                 found.append(f"{path}:{use.line} {package} imports {use.module}")
     return found
@@ -146,6 +175,26 @@ def foreign_dependencies(sources: Sources) -> list[str]:
         for use in uses(path, source)
         for dependency, owners in OWNERS.items()
         if within(use.module, dependency) and not path.startswith(owners)
+    ]
+
+
+def eager_backends(sources: Sources) -> list[str]:
+    """A backend is imported by the function that needs it: without it, everything else still works."""
+    return [
+        f"{path}:{use.line} imports {use.module} when it is imported itself"
+        for path, source in sources.items()
+        for use in uses(path, source)
+        if not use.lazy and not use.typing_only and any(within(use.module, backend) for backend in BACKENDS)
+    ]
+
+
+def computed_imports(sources: Sources) -> list[str]:
+    """No import that this test cannot read."""
+    return [
+        f"{path}:{use.line} imports {use.module}"
+        for path, source in sources.items()
+        for use in uses(path, source)
+        if use.module == "a computed name"
     ]
 
 
@@ -191,15 +240,9 @@ def work_at_import(sources: Sources) -> list[str]:
     found = []
     for path, source in sources.items():
         tree = ast.parse(source)
-        names = {}  # what a name in this file stands for
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names |= {alias.asname: alias.name for alias in node.names if alias.asname}
-            elif isinstance(node, ast.ImportFrom):
-                names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        names = aliases(tree)
         for node in run_at_import(tree):
-            head, _, tail = (dotted(node) or "").partition(".")
-            name = names.get(head, head) + (f".{tail}" if tail else "")
+            name = meaning(node, names)
             # The shortest chain only: os.environ.get holds os.environ as well.
             if name in AT_IMPORT or (name.rpartition(".")[0] == "logging.config"):
                 found.append(f"{path}:{getattr(node, 'lineno', 0)} {name} at import")
@@ -239,13 +282,19 @@ BROKEN: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (crossed_packages, {"digpt/a.py": "import train.loop"}),
     (crossed_packages, {"train/a.py": "def f():\n    from evaluate import knn"}),
     (crossed_packages, {"evaluate/a.py": "import importlib\nx = importlib.import_module('train.loop')"}),
+    (crossed_packages, {"evaluate/a.py": "import importlib as il\nil.import_module('train.loop')"}),
+    (crossed_packages, {"evaluate/a.py": "from importlib import import_module as im\nim(f'train.{n}')"}),
     (crossed_packages, {"serve/__main__.py": "import app"}),
+    (crossed_packages, {"serve/cli.py": "def f():\n    from app import handlers"}),
     (crossed_packages, {"serve/routes.py": "def f():\n    import app"}),
     (foreign_dependencies, {"digpt/a.py": "def f():\n    from fastapi import FastAPI"}),
     (foreign_dependencies, {"digpt/engine.py": "import onnxruntime as ort"}),
     (foreign_dependencies, {"train/a.py": "import torch\ndef f(m):\n    torch.onnx.export(m)"}),
     (foreign_dependencies, {"train/a.py": "from torch import onnx"}),
+    (foreign_dependencies, {"train/a.py": "import torch as t\ndef f(m):\n    t.onnx.export(m)"}),
     (foreign_dependencies, {"serve/a.py": "import gradio"}),
+    (eager_backends, {"digpt/runtime/onnx.py": "import onnxruntime"}),
+    (computed_imports, {"digpt/a.py": "import importlib\nimportlib.import_module(name)"}),
     (torch_at_import, {"digpt/errors.py": "import torch.nn as nn"}),
     (torch_at_import, {"digpt/errors.py": "try:\n    import torch\nexcept ImportError:\n    torch = None"}),
     (torch_at_import, TORCH_VIA_NEIGHBOUR),
@@ -265,6 +314,8 @@ LAWFUL: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (crossed_packages, {"serve/__main__.py": "def main():\n    import app"}),
     (foreign_dependencies, {"export/onnx.py": "import torch\ntorch.onnx.export", "app/a.py": "import gradio"}),
     (foreign_dependencies, {"digpt/runtime/onnx.py": "import onnxruntime"}),
+    (eager_backends, {"digpt/runtime/onnx.py": "def f():\n    import onnxruntime"}),
+    (computed_imports, {"train/config.py": "import importlib\nimportlib.import_module(f'train.recipes.{n}')"}),
     (torch_at_import, {**TORCH_VIA_NEIGHBOUR, "digpt/engine.py": "def f():\n    from digpt.helper import x"}),
     (torch_at_import, {"digpt/errors.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"}),
     (work_at_import, {"app/a.py": "import os\ndef f():\n    return os.environ['X']\ng = lambda: os.getenv('X')"}),
@@ -274,7 +325,10 @@ LAWFUL: list[tuple[Callable[[Sources], list[str]], Sources]] = [
 ]
 
 
-@pytest.mark.parametrize("rule", [crossed_packages, foreign_dependencies, torch_at_import, work_at_import])
+RULES = [crossed_packages, foreign_dependencies, eager_backends, computed_imports, torch_at_import, work_at_import]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_packages_keep_the_rule(rule: Callable[[Sources], list[str]]) -> None:
     assert rule(PRODUCT) == []
 
