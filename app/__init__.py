@@ -5,6 +5,7 @@
 | file | what it is for |
 |---|---|
 | demo.py | the page: tabs, components, what is called when |
+| guard.py | what a mounted page may be asked |
 | handlers.py | what the tabs compute, without Gradio |
 | examples.py | pictures of never-trained styles to click on |
 | snippets.py | the curl line that reproduces what is on screen |
@@ -15,12 +16,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import gradio as gr
 
     from digpt.engine import Engine
+
+MAX_BYTES = 64 * 1024 * 1024
 
 __all__ = ["build_demo", "mount"]
 
@@ -32,8 +36,20 @@ def build_demo(engine: Engine) -> gr.Blocks:
     return demo.build_demo(engine)
 
 
-def mount(fastapi_app: Any, engine: Engine, path: str = "/demo") -> Any:
-    """Put the page for ``engine`` under ``path`` of a FastAPI application, and return the application."""
+def mount(
+    fastapi_app: Any,
+    engine: Engine,
+    path: str = "/demo",
+    *,
+    guard: Callable[[], object] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Any:
+    """Put the page for ``engine`` under ``path`` of a FastAPI application, and return the application.
+
+    Args:
+        guard: raises a DigptError, for the application to answer, while the engine must not be asked.
+        max_bytes: of one request.
+    """
     from app import demo
 
-    return demo.mount(fastapi_app, engine, path)
+    return demo.mount(fastapi_app, engine, path, guard=guard, max_bytes=max_bytes)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from app import handlers, snippets
 from app.examples import STYLES, Example, write_examples
+from app.guard import Guard
 from digpt.engine import Engine
 from digpt.errors import DigptError
 from digpt.runtime.base import RuntimeInfo
@@ -24,6 +25,7 @@ LIMITS = (
 DEFAULT_LABELS = "red apple\ndog face\nrocket\npizza\nhouse"
 STANDALONE_ADDRESS = "http://127.0.0.1:8000"  # where `python -m serve` listens unless told otherwise
 EXAMPLES = 5  # on the first tab
+MAX_WAITING = 32
 CACHE_SWEEP_S, CACHE_AGE_S = 600, 3600
 CSS = ".digpt-model code { word-break: break-all; }"
 
@@ -45,41 +47,42 @@ def build_demo(engine: Engine, *, api_here: bool = False) -> gr.Blocks:
     return blocks
 
 
-def mount(fastapi_app: Any, engine: Engine, path: str = "/demo") -> Any:
-    """Put the page under ``path`` of a FastAPI application, and return the application."""
-    return gr.mount_gradio_app(
-        fastapi_app,
-        build_demo(engine, api_here=True),
-        path,
-        footer_links=[],
-        run_history=False,
-        show_error=True,
-        max_file_size=engine.limits.max_bytes,
-        ssr_mode=False,
-        enable_monitoring=False,
-        theme=theme(),
-        css=CSS,
-    )
+def mount(fastapi_app: Any, engine: Engine, path: str, *, guard: Callable[[], object] | None, max_bytes: int) -> Any:
+    """Put the page under ``path`` of a FastAPI application behind a ``Guard``, and return the application."""
+    page = queued(build_demo(engine, api_here=True))
+    gr.mount_gradio_app(fastapi_app, page, path, **options(engine))
+    route = fastapi_app.routes[-1]
+    assert route.path == path, "Gradio mounts its application last"
+    route.app = Guard(route.app, guard, max_bytes)
+    return fastapi_app
 
 
 def launch(engine: Engine, host: str, port: int) -> None:
     """Show the page on its own until interrupted."""
     if engine.info.has_text and engine.info.labels:
         engine.class_matrix(engine.info.labels)  # seconds, better spent before the first click
-    build_demo(engine).launch(
-        server_name=host,
-        server_port=port,
-        quiet=True,
-        share=False,
-        footer_links=[],
-        run_history=False,
-        show_error=True,
-        max_file_size=engine.limits.max_bytes,
-        ssr_mode=False,
-        enable_monitoring=False,
-        theme=theme(),
-        css=CSS,
-    )
+    page = queued(build_demo(engine))
+    page.launch(server_name=host, server_port=port, quiet=True, share=False, **options(engine))
+
+
+def queued(page: gr.Blocks) -> gr.Blocks:
+    """Let at most ``MAX_WAITING`` clicks wait."""
+    page.queue(max_size=MAX_WAITING)
+    return page
+
+
+def options(engine: Engine) -> dict[str, Any]:
+    """What Gradio is told wherever the page is shown. ``show_error`` is about exceptions that nobody expected."""
+    return {
+        "footer_links": [],
+        "run_history": False,
+        "show_error": False,
+        "max_file_size": engine.limits.max_bytes,
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "theme": theme(),
+        "css": CSS,
+    }
 
 
 def theme() -> gr.themes.Base:

@@ -18,7 +18,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from digpt.errors import ImageTooLargeError, InputError, UnreadableImageError, UnsupportedFormatError
@@ -39,7 +39,7 @@ _TRANSPOSE = {
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What is refused before decoding: encoded bytes, and pixels as the header states them."""
+    """What is refused before decoding: encoded bytes, and pixels as the header states them (whole, or of one tile)."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
@@ -82,7 +82,7 @@ def open_image(data: bytes, limits: DecodeLimits, draft_size: int | None = None)
 
     Raises:
         UnsupportedFormatError: the first bytes are of no allowed format.
-        ImageTooLargeError: too many bytes, or too many pixels by the header (nothing was decoded then).
+        ImageTooLargeError: too many bytes, too many pixels by the header (nothing was decoded then), or no memory.
         UnreadableImageError: empty, truncated or damaged.
     """
     if not data:
@@ -101,6 +101,13 @@ def open_image(data: bytes, limits: DecodeLimits, draft_size: int | None = None)
         image.load()
     except InputError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Some of Pillow's decoders look at its own limit once more; GIF before its size is known to us.
+        raise ImageTooLargeError(
+            f"The image has too many pixels ({error}); at most {limits.max_pixels:,} are accepted. Scale it down."
+        ) from None
+    except MemoryError:
+        raise ImageTooLargeError("There is not enough memory to decode the image. Scale it down.") from None
     except Exception as error:  # damaged files raise nearly everything: OSError, SyntaxError, struct.error, KeyError
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UnreadableImageError(f"The image is damaged or truncated ({reason}).") from None
@@ -108,6 +115,7 @@ def open_image(data: bytes, limits: DecodeLimits, draft_size: int | None = None)
 
 
 def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
+    """Compare with the limit what is about to be allocated: the image, and a compressed TIFF's single tile."""
     width, height = image.size
     if width < 1 or height < 1:
         raise UnreadableImageError(f"The image states a size of {width} x {height} pixels.")
@@ -115,6 +123,41 @@ def _check_pixels(image: Image.Image, limits: DecodeLimits) -> None:
         raise ImageTooLargeError(
             f"The image has {width:,} x {height:,} pixels; at most {limits.max_pixels:,} are accepted. Scale it down."
         )
+    if isinstance(image, TiffImageFile) and image.use_load_libtiff:
+        width, height = _tiff_block(image)
+        if width * height > limits.max_pixels:
+            raise ImageTooLargeError(
+                f"The TIFF is stored in tiles of {width:,} x {height:,} pixels; at most "
+                f"{limits.max_pixels:,} are accepted. Save it with smaller ones."
+            )
+
+
+def _tiff_block(image: TiffImageFile) -> tuple[int, int]:
+    """Width and height of the tile that libtiff allocates, however small the image itself is."""
+    tags = image.tag_v2
+    if _repeats_a_tag(image):
+        raise UnreadableImageError("The TIFF states one of its tags twice.")
+    if TILEWIDTH not in tags and TILELENGTH not in tags:
+        return image.size  # libtiff cuts strips to the image
+    width, height = tags.get(TILEWIDTH), tags.get(TILELENGTH)
+    if not isinstance(width, int) or not isinstance(height, int):
+        raise UnreadableImageError("The TIFF states no whole number of pixels for its tiles.")
+    return width, height
+
+
+def _repeats_a_tag(image: TiffImageFile) -> bool:
+    """Of a tag stated twice Pillow reads the last, libtiff the first: what we check would not be what it allocates."""
+    file = image.fp
+    assert file is not None
+    file.seek(0)
+    header = file.read(4)
+    order, big = "<" if header.startswith(b"II") else ">", b"\x2b" in header
+    file.seek(image.tag_v2.offset)
+    (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", file.read(8 if big else 2))
+    entry = 20 if big else 12
+    entries = file.read(min(count, 65_536) * entry)
+    tags = [entries[start : start + 2] for start in range(0, len(entries), entry)]
+    return len(set(tags)) < len(tags)
 
 
 def from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -150,6 +193,7 @@ def to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
 
     Raises:
         UnreadableImageError: a mode with no defined conversion (floating point, LAB).
+        ImageTooLargeError: there is no memory for it.
     """
     if image.mode == "RGB" and (alpha == "drop" or "transparency" not in image.info):
         return image
@@ -157,6 +201,11 @@ def to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
         return _drop_alpha(image) if alpha == "drop" else _over_white(image)
     except ValueError as error:
         raise UnreadableImageError(f"Pixels of mode {image.mode} have no defined colour ({error}).") from None
+    except MemoryError:
+        width, height = image.size
+        raise ImageTooLargeError(
+            f"There is not enough memory to convert {width:,} x {height:,} pixels to RGB. Scale the image down."
+        ) from None
 
 
 def _drop_alpha(image: Image.Image) -> Image.Image:
@@ -181,10 +230,11 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Modes I;16, I;16B, I;16L and I (32-bit integers that hold 16-bit values) to RGB; tRNS becomes white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    values = np.asarray(image)
+    if values.itemsize > 2 and (values.min() < 0 or values.max() > 65535):
         raise ValueError("32-bit integers beyond 0..65535 have no defined white; convert them to 16 bits")
-    grey = (values >> 8).astype(np.uint8)
+    grey = np.empty(values.shape, np.uint8)
+    np.right_shift(values, 8, out=grey, casting="unsafe")  # no copy of 2 or 4 bytes a pixel
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255

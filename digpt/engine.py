@@ -21,10 +21,9 @@ from digpt.preprocess import DecodeLimits
 from digpt.runtime import load_runtime
 from digpt.runtime.base import Runtime, RuntimeInfo, check_images, no_logits, no_text
 from digpt.runtime.golden import GoldenReport, check_golden
-from digpt.text import class_embeddings, class_set_hash
+from digpt.text import TEXT_BATCH, class_embeddings, class_set_hash
 from digpt.text import normalize as unit_rows
 
-TEXT_BATCH = 256
 CLASS_MATRIX_ROWS = 65_536  # rows of all cached class matrices together: 50 MB at width 192, 200 MB at 768
 
 
@@ -107,7 +106,7 @@ class Engine:
         missing = [text for text, row in found.items() if row is None]
         for text, row in zip(missing, self._compute_texts(missing), strict=True):
             found[text] = row
-            self._texts.put(text, row)
+            self._texts.put(text, row.copy())  # a view would keep the rows of its whole batch alive
         rows = [row for row in (found[text] for text in texts) if row is not None]
         embeddings = np.stack(rows) if rows else np.zeros((0, self.info.dim), np.float32)
         return unit_rows(embeddings) if normalize else embeddings
@@ -117,7 +116,7 @@ class Engine:
 
         Raises:
             CapabilityError: the model has no text tower.
-            InputError: no labels, or a template without ``{}``.
+            InputError: no labels, a template without ``{}``, or a prompt too long.
         """
         if not self.info.has_text:
             raise no_text(self.info)

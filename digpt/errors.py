@@ -46,7 +46,7 @@ class UnsupportedFormatError(InputError):
 
 
 class ImageTooLargeError(InputError):
-    """More bytes or pixels than the limits allow; raised from the header, before decoding."""
+    """More bytes or pixels than the limits (from the header, before decoding) or the memory allow."""
 
 
 class UnreadableImageError(InputError):

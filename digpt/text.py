@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from digpt.model import TextTower as TextTower
 
 PAD, START, END = "<pad>", "<start>", "<end>"
+TEXT_BATCH = 256  # texts embedded, and prompts held, at a time
+MAX_PROMPT_CHARS = 10_000  # a filled template; every text tower we know reads less than a tenth of it
 
 # Prompt sets by name; "{}" stands for the label.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -120,10 +123,15 @@ def fill(template: str, name: str) -> str:
     """Put a label into a template; braces within the label stay as they are.
 
     Raises:
-        InputError: the template has no ``{}``.
+        InputError: the template has no ``{}``, or the prompt would exceed ``MAX_PROMPT_CHARS``.
     """
     if "{}" not in template:
         raise InputError(f"Prompt template {template!r} has no {{}} for the label; write it like 'a photo of a {{}}.'.")
+    length = len(template) + template.count("{}") * (len(name) - len("{}"))
+    if length > MAX_PROMPT_CHARS:
+        raise InputError(
+            f"A template and a label make a prompt of {length:,} characters; at most {MAX_PROMPT_CHARS:,} are accepted."
+        )
     return template.replace("{}", name)
 
 
@@ -136,12 +144,16 @@ def class_embeddings(
     prompt ensembling, https://arxiv.org/abs/2103.00020, section 3.1.4).
 
     Raises:
-        InputError: no names, no templates, or a template without ``{}``.
+        InputError: no names, no templates, a template without ``{}`` or a prompt too long; nothing was embedded then.
     """
     if not names or not templates:
         raise InputError(f"{'Labels' if not names else 'Prompt templates'} must not be empty.")
-    prompts = [fill(template, name) for name in names for template in templates]
-    prompt_unit = normalize(embed_texts(prompts))
+    longest = max(names, key=len)
+    for template in templates:
+        fill(template, longest)
+    prompts = (fill(template, name) for name in names for template in templates)
+    batches = iter(lambda: list(islice(prompts, TEXT_BATCH)), [])
+    prompt_unit = np.concatenate([normalize(embed_texts(batch)) for batch in batches])
     mean = prompt_unit.reshape(len(names), len(templates), -1).mean(axis=1)
     return normalize(mean)
 

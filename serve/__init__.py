@@ -9,7 +9,9 @@
 | api.py | ``create_app(engines, settings)``: the FastAPI application |
 | routes.py | the endpoints and what they say in the OpenAPI document |
 | schemas.py | what a request and an answer look like |
+| body.py | a body as it arrives: how large, how late, how many at a time |
 | inputs.py | JSON, multipart or one raw image -> the same request |
+| limits.py | how much one request may ask for |
 | images.py | base64, data URIs and bytes -> the model's crops, item by item |
 | answers.py | a request -> decode, infer, answer |
 | service.py | the models being served and whether they are ready |

@@ -19,7 +19,8 @@ from digpt.errors import CapabilityError, InputError
 from digpt.runtime.base import RuntimeInfo, no_text
 from serve.errors import DeadlineError, InferenceError, ItemError, SchemaError, problem
 from serve.images import decode_all
-from serve.inputs import Inputs, check_limits
+from serve.inputs import Inputs
+from serve.limits import check_items, check_scores
 from serve.schemas import ClassifyRequest, EmbedRequest
 from serve.service import ServedModel, Service
 
@@ -40,7 +41,7 @@ class Outcome(Generic[T]):
 async def embed(service: Service, inputs: Inputs[EmbedRequest]) -> dict[str, Any]:
     """Answer ``POST /embed``; see ``schemas.EmbedResponse``."""
     request, texts = inputs.request, inputs.request.texts or []
-    check_limits(len(inputs.images) + len(texts), {"texts": texts}, service.settings)
+    check_items(inputs.count + len(texts), {"texts": texts}, service.settings)
     model = service.model(request.model)
     engine = model.engine
     refused = no_text(engine.info) if texts and not engine.info.has_text else None
@@ -54,26 +55,26 @@ async def embed(service: Service, inputs: Inputs[EmbedRequest]) -> dict[str, Any
     outcome = await run(service, model, inputs, [refused] * len(texts), compute)
     rows, data = iter(outcome.value), []
     for index, error in enumerate(outcome.errors):
-        is_image = index < len(inputs.images)
+        is_image = index < inputs.count
         entry: dict[str, Any] = {"index": index, "type": "image" if is_image else "text"}
         if error is None:
             entry["embedding"] = encode(next(rows), request.encoding_format)
         else:
             entry["error"] = problem(error, param=inputs.param if is_image else "texts", index=index).body()
         data.append(entry)
-    return envelope(model, outcome, data, {"images": len(inputs.images), "texts": len(texts)}, dim=engine.info.dim)
+    return envelope(model, outcome, data, {"images": inputs.count, "texts": len(texts)}, dim=engine.info.dim)
 
 
 async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[str, Any]:
     """Answer ``POST /classify``; see ``schemas.ClassifyResponse``."""
     request, labels, templates = inputs.request, inputs.request.labels, inputs.request.templates
-    check_limits(len(inputs.images), {"labels": labels, "templates": templates}, service.settings)
-    check_labels(labels, templates, service)
+    check_items(inputs.count, {"labels": labels, "templates": templates}, service.settings)
     model = service.model(request.model)
     engine = model.engine
     threshold = abstain_threshold(engine.info) if request.abstain else None
     if templates and labels is None and engine.info.head == "linear":
         raise SchemaError("templates say how to word labels; give labels, or leave templates out.", param="templates")
+    check_scores(inputs.count, len(labels or engine.info.labels or ()), request.top_k, service.settings)
 
     def compute(crops: list[np.ndarray]) -> list[list[Prediction]]:
         return engine.classify(crops, labels, templates, top_k=request.top_k, multi_label=request.multi_label)
@@ -86,7 +87,7 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
             data.append({"index": index, "predictions": [{"label": p.label, "score": p.score} for p in best]})
         else:
             data.append({"index": index, "error": problem(error, param=inputs.param, index=index).body()})
-    return envelope(model, outcome, data, {"images": len(inputs.images), "texts": len(labels or [])})
+    return envelope(model, outcome, data, {"images": inputs.count, "texts": len(labels or [])})
 
 
 async def run(
@@ -106,7 +107,7 @@ async def run(
     """
     model.require_ready()
     started = time.perf_counter()
-    pixels = (len(inputs.images) + len(texts)) * model.engine.info.preprocess.size**2
+    pixels = (inputs.count + len(texts)) * model.engine.info.preprocess.size**2
     limit = service.settings.deadline_s
     try:
         with model.worker.admit(pixels):
@@ -114,10 +115,11 @@ async def run(
                 decoded = await decode_all(
                     service.decoders, model.engine, inputs.images, preprocessed=inputs.request.preprocessed
                 )
+                inputs.drop()  # what waits for the model is crops; the files would only wait with them
                 decoded_at = time.perf_counter()
                 errors = [item if isinstance(item, InputError) else None for item in decoded] + list(texts)
                 if errors[0] is not None and None not in errors:
-                    raise ItemError(errors[0], param=inputs.param if inputs.images else "texts", index=0)
+                    raise ItemError(errors[0], param=inputs.param if inputs.count else "texts", index=0)
                 crops = [item for item in decoded if not isinstance(item, InputError)]
                 ran = await model.worker.run(lambda: compute(crops), pixels=pixels)
     except TimeoutError:
@@ -148,20 +150,6 @@ def finite(embeddings: np.ndarray) -> np.ndarray:
     if not np.isfinite(embeddings).all():
         raise InferenceError("The model answered with numbers that are not finite.")
     return embeddings
-
-
-def check_labels(labels: list[str] | None, templates: list[str] | None, service: Service) -> None:
-    """Raise SchemaError if there are more labels, or more prompts made of them, than the settings allow."""
-    settings = service.settings
-    if labels and len(labels) > settings.max_labels:
-        raise SchemaError(f"{len(labels)} labels, at most {settings.max_labels} are allowed.", param="labels")
-    prompts = len(labels or []) * len(templates or [])
-    if prompts > settings.max_prompts or len(templates or []) > settings.max_labels:
-        raise SchemaError(
-            f"{len(labels or [])} labels in {len(templates or [])} templates make more than the "
-            f"{settings.max_prompts} prompts allowed.",
-            param="templates",
-        )
 
 
 def abstain_threshold(info: RuntimeInfo) -> float:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
@@ -52,6 +52,14 @@ def _add_pages(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         return HTMLResponse(docs_page(app.openapi(), str(request.base_url)))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        return Response(status_code=204)  # browsers ask for it unasked
+
+    @app.get("/manifest.json", include_in_schema=False)
+    async def manifest() -> dict[str, str]:
+        return {"name": app.title, "start_url": "/", "display": "browser"}  # the demo's page asks for it here
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

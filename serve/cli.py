@@ -21,6 +21,7 @@ from serve.api import DEMO_PATH, create_app
 from serve.settings import MIB, Settings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+KEEP_ALIVE_S = 5  # without a request
 GRACE_S = 5  # beyond the deadline, for answers on their way when the server is told to stop
 
 
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         port=config.port,
         log_level="warning",
         server_header=False,
+        limit_concurrency=config.max_connections,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(config.deadline_s) + GRACE_S,
     )
     return 0
@@ -79,7 +82,8 @@ def build(config: ServeConfig, engines: dict[str, Engine]) -> FastAPI:
     if config.demo:
         import app
 
-        app.mount(api, next(iter(engines.values())))
+        model = api.state.service.model()
+        app.mount(api, model.engine, DEMO_PATH, guard=model.require_ready, max_bytes=config.max_request_bytes)
     return api
 
 

@@ -34,10 +34,15 @@ class RequestError(InputError):
         self.param = param
         self.index = index
         self.retry_after = retry_after
+        self.close = False  # whether the rest of the body is not waited for, so that the connection must end
 
 
 class BadBodyError(RequestError):
     """A body that cannot be parsed."""
+
+
+class BodyTimeoutError(BadBodyError):
+    """A body that does not arrive."""
 
 
 class UnsupportedContentTypeError(RequestError):
@@ -57,7 +62,7 @@ class UnknownModelError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """More work waiting than the queue may hold."""
+    """More work waiting than the queue may hold, or more bytes than the server."""
 
 
 class NotReadyError(RequestError):
@@ -83,6 +88,7 @@ class InferenceError(DigptError):
 # The most specific class of an exception's MRO decides.
 STATUSES: dict[type[BaseException], tuple[int, str]] = {
     BadBodyError: (400, "unparsable_body"),
+    BodyTimeoutError: (400, "body_timeout"),
     UnknownModelError: (404, "model_not_found"),
     BodyTooLargeError: (413, "request_too_large"),
     ImageTooLargeError: (413, "image_too_large"),
@@ -112,6 +118,7 @@ class Problem:
     param: str | None = None
     index: int | None = None
     retry_after: int | None = None
+    close: bool = False
 
     def body(self) -> dict[str, object]:
         """What stands under ``error``."""
@@ -125,7 +132,8 @@ class Problem:
         }
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        retry = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return {**retry, "Connection": "close"} if self.close else retry
 
 
 def problem(error: BaseException, *, param: str | None = None, index: int | None = None) -> Problem:
@@ -145,5 +153,6 @@ def problem(error: BaseException, *, param: str | None = None, index: int | None
             error.param if error.param is not None else param,
             error.index if error.index is not None else index,
             error.retry_after,
+            error.close,
         )
     return Problem(status, message, code, param, index)

@@ -7,30 +7,33 @@ parameter gives way to the same field in the body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Message
 
 from digpt.errors import near_misses
-from serve.errors import BadBodyError, BodyTooLargeError, RequestError, SchemaError, UnsupportedContentTypeError
+from serve.body import Budget, LimitedBody
+from serve.errors import BadBodyError, RequestError, SchemaError, UnsupportedContentTypeError
+from serve.limits import check_counts
 from serve.schemas import InferenceRequest
-from serve.settings import MIB, Settings
+from serve.settings import Settings
 
 R = TypeVar("R", bound=InferenceRequest)
 
 FILES = "files"
 FORMS = "send JSON, multipart/form-data with the field 'files', or one image as the whole body with its image/* type"
-# How long, and how much of, a refused body is read and thrown away.
-DISCARD_S = 10.0
-DISCARD_BYTES = 256 * MIB
+INLINE_BYTES = 1 << 16  # a JSON body of more is parsed off the event loop
+MAX_COMMAS = 200_000  # in a JSON body: parsing holds Python's lock, and 32 million numbers hold it for ten seconds
+COUNTED_BYTES = 1 << 20  # at a time
+SHOWN = 80  # characters of a name that a message repeats
 
 
 @dataclass(frozen=True)
@@ -40,102 +43,67 @@ class Inputs(Generic[R]):
     request: R
     images: list[str | bytes] = field(default_factory=list)
     param: str = "images"
+    count: int = 0
+    """How many images there were, also after ``drop``."""
+    release: Callable[[], None] = lambda: None
+
+    def drop(self) -> None:
+        """Forget the encoded images."""
+        self.images.clear()
+        self.release()
 
 
-async def read_inputs(request: Request, schema: type[R], settings: Settings) -> Inputs[R]:
-    """Read and validate a request in any of its three forms.
+async def read_inputs(request: Request, schema: type[R], settings: Settings, budget: Budget) -> Inputs[R]:
+    """Read and validate a request in any of its three forms; what it holds of ``budget`` is the caller's to ``drop``.
 
     Raises:
         RequestError: its subclass says how the body is wrong.
+        ClientDisconnect: nobody is there any more.
     """
-    body = LimitedBody(request, settings.max_request_bytes)
+    body = LimitedBody(request, settings, budget)
     try:
-        return await _read(Request(request.scope, body.receive), schema, settings)
-    except Exception:
-        await body.discard()
+        found, files, param = await _read(Request(request.scope, body.receive), schema, settings)
+    except BaseException as error:
+        body.release()
+        if isinstance(error, Exception):
+            await body.discard()
+        if isinstance(error, RequestError):
+            error.close = not body.complete
         raise
+    images: list[str | bytes] = [*(found.images or []), *files]
+    found.images = None
+    return Inputs(found, images, param, len(images), body.release)
 
 
-async def _read(request: Request, schema: type[R], settings: Settings) -> Inputs[R]:
+async def _read(request: Request, schema: type[R], settings: Settings) -> tuple[R, list[bytes], str]:
+    """Return the request, the images that are not in it, and what errors of images are to call them."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     query = _fields(schema, request.query_params.multi_items())
     if kind == "application/json" or kind.endswith("+json"):
-        body = _parse_json(await request.body())
-        return _inputs(_validate(schema, {**query, **body} if isinstance(body, dict) else body))
+        body = await request.body()
+        parse = partial(_from_json, schema, query, body, settings)
+        return (await asyncio.to_thread(parse) if len(body) > INLINE_BYTES else parse()), [], "images"
     if kind == "multipart/form-data":
         files, form = await _read_multipart(request, settings)
-        return _inputs(_validate(schema, {**query, **_fields(schema, form)}), files, FILES)
+        found = _validate(schema, {**query, **_fields(schema, form)}, len(files), settings)
+        return found, files, "images" if found.images else FILES
     if kind.startswith("image/"):
-        return _inputs(_validate(schema, query), [await request.body()], "body")
-    raise UnsupportedContentTypeError(f"Content-Type {kind!r} is not understood: {FORMS}.")
+        found = _validate(schema, query, 1, settings)
+        return found, [await request.body()], "images" if found.images else "body"
+    raise UnsupportedContentTypeError(f"Content-Type {kind[:SHOWN]!r} is not understood: {FORMS}.")
 
 
-class LimitedBody:
-    """A request's ``receive`` that passes on at most ``max_bytes``."""
-
-    def __init__(self, request: Request, max_bytes: int) -> None:
-        self._receive = request.receive
-        self._max_bytes = max_bytes
-        self._declared = int(request.headers.get("content-length", "0"))
-        self._asked_first = request.headers.get("expect", "").lower() == "100-continue"
-        self._received = 0
-        self._more = True
-
-    async def receive(self) -> Message:
-        """Pass on a piece of the body; BodyTooLargeError if the whole is, or says that it is, larger than allowed."""
-        if self._declared <= self._max_bytes:
-            message = await self._next()
-            if self._received <= self._max_bytes:
-                return message
-        raise BodyTooLargeError(
-            f"The request has more than the {self._max_bytes} bytes allowed here; send fewer at a time."
-        )
-
-    async def discard(self) -> None:
-        """Throw the rest away, within limits: a client that is still sending could not read why it was refused.
-
-        One that waits for permission to send (``Expect: 100-continue``) is not told to.
-        """
-        if self._asked_first and not self._received:
-            return
-        most = self._received + DISCARD_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DISCARD_S):
-                while self._more and self._received < most:
-                    await self._next()
-
-    async def _next(self) -> Message:
-        message = await self._receive()
-        self._received += len(message.get("body", b""))
-        self._more = bool(message.get("more_body", False))
-        return message
-
-
-def check_limits(count: int, fields: Mapping[str, list[str] | None], settings: Settings) -> None:
-    """Hold a request against the limits: ``count`` images and texts, and the lists of strings by field name.
-
-    Raises:
-        SchemaError: nothing to work on, too many items, or too long a string.
-    """
-    if count == 0:
-        raise SchemaError("The request holds nothing to work on; give at least one image.", param="images")
-    if count > settings.max_items:
-        raise SchemaError(f"{count} items in one request, at most {settings.max_items} are allowed; send several.")
-    for name, texts in fields.items():
-        for index, text in enumerate(texts or []):
-            if len(text) > settings.max_text_chars:
-                raise SchemaError(
-                    f"{name}[{index}] has {len(text)} characters, at most {settings.max_text_chars} are allowed.",
-                    param=name,
-                    index=index,
-                )
-
-
-def _inputs(request: R, files: list[bytes] | None = None, field_name: str = "images") -> Inputs[R]:
-    return Inputs(request, [*(request.images or []), *(files or [])], "images" if request.images else field_name)
+def _from_json(schema: type[R], query: dict[str, Any], body: bytes, settings: Settings) -> R:
+    value = _parse_json(body)
+    return _validate(schema, {**query, **value} if isinstance(value, dict) else value, 0, settings)
 
 
 def _parse_json(body: bytes) -> Any:
+    commas = 0
+    for start in range(0, len(body), COUNTED_BYTES):
+        commas += body.count(b",", start, start + COUNTED_BYTES)
+        if commas > MAX_COMMAS:
+            raise SchemaError(f"The body holds more than {MAX_COMMAS} commas; send fewer items at a time.")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -149,16 +117,30 @@ async def _read_multipart(request: Request, settings: Settings) -> tuple[list[by
     try:
         most = settings.max_items + settings.max_labels + settings.max_prompts
         async with request.form(max_files=most, max_fields=most, max_part_size=settings.max_request_bytes) as form:
+            _check_unicode(form)
             for name, value in form.multi_items():
                 if isinstance(value, str):
                     fields.append((name, value))
                 elif name == FILES:
                     files.append(await _content(value))
                 else:
+                    name = name[:SHOWN]
                     raise SchemaError(f"Form field {name!r} is a file; files go into the field {FILES!r}.", param=name)
     except FormParserError as error:
         raise BadBodyError(f"The multipart body cannot be read: {error}.") from None
+    except HTTPException as error:  # how starlette says the same
+        raise BadBodyError(f"The multipart body cannot be read: {str(error.detail).rstrip('.')}.") from None
+    except UnicodeError:  # a charset that Python knows and cannot decode with
+        raise BadBodyError("The multipart body cannot be read in the charset that it names; use UTF-8.") from None
     return files, fields
+
+
+def _check_unicode(form: FormData) -> None:
+    """Raise UnicodeError for half a surrogate pair, which UTF-7 can spell: no answer could repeat it."""
+    for name, value in form.multi_items():
+        name.encode()
+        if isinstance(value, str):
+            value.encode()
 
 
 async def _content(upload: UploadFile) -> bytes:
@@ -178,6 +160,7 @@ def _fields(schema: type[InferenceRequest], items: Iterable[tuple[str, str]]) ->
         if known is not None and _is_list(known.annotation):
             typed[name] = given
         elif len(given) > 1:
+            name = name[:SHOWN]
             raise SchemaError(f"Field {name!r} is given {len(given)} times.", param=name)
         else:
             typed[name] = _typed(known.annotation if known else str, given[0])
@@ -196,22 +179,27 @@ def _typed(annotation: Any, value: str) -> Any:
     return value
 
 
-def _validate(schema: type[R], value: Any) -> R:
+def _validate(schema: type[R], value: Any, files: int, settings: Settings) -> R:
+    """Validate a parsed body that ``files`` images came with; what is cheap to see is looked at first."""
+    if isinstance(value, dict):
+        unknown = next((name for name in value if name not in schema.model_fields), None)
+        if unknown is not None:
+            name = unknown[:SHOWN]
+            known = [*schema.model_fields, FILES]
+            raise SchemaError(f"There is no field {name!r} here.{near_misses(name, known)}", param=name)
+        check_counts(value, files, settings)
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise _first_fault(schema, error) from None
+        raise _first_fault(error) from None
 
 
-def _first_fault(schema: type[InferenceRequest], error: ValidationError) -> RequestError:
+def _first_fault(error: ValidationError) -> RequestError:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     loc = fault["loc"]
     if not loc:
         return SchemaError("The body must be a JSON object.")
     name = str(loc[0])
-    if fault["type"] == "extra_forbidden":
-        known = [*schema.model_fields, FILES]
-        return SchemaError(f"There is no field {name!r} here.{near_misses(name, known)}", param=name)
     index = next((part for part in loc if isinstance(part, int)), None)
     where = name if index is None else f"{name}[{index}]"
     return SchemaError(f"{where}: {fault['msg']}.", param=name, index=index)

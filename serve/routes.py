@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 
 from serve import answers
 from serve.errors import NotReadyError
@@ -29,7 +30,7 @@ R = TypeVar("R", bound=InferenceRequest)
 
 CLIENT_GONE = 499  # nginx's number; nobody is there to read it
 STATUS_TEXTS: dict[int | str, str] = {
-    400: "The body cannot be parsed.",
+    400: "The body cannot be parsed, or did not arrive in time.",
     404: "No such model.",
     413: "Too many bytes, or an image of too many pixels.",
     415: "Bytes that match no allowed image format, or a body of another kind.",
@@ -73,12 +74,14 @@ def status_router(service: Service) -> APIRouter:
         labels = found.engine.info.labels
         return card(found).model_copy(update={"labels": None if labels is None else list(labels)})
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get(
         "/health/live", summary="Does the process answer?", response_model=Health, response_model_exclude_none=True
     )
     async def live() -> Health:
         return Health(status="live")
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready", summary="Has every model proved itself?", response_model=Health, responses=not_ready)
     async def ready() -> Health:
         waiting = [f"{model.name}: {model.detail}" for model in service.models.values() if model.state != "ready"]
@@ -118,7 +121,10 @@ async def _answer(
     schema: type[R],
     answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
 ) -> Response:
-    inputs = await read_inputs(request, schema, service.settings)
+    try:
+        inputs = await read_inputs(request, schema, service.settings, service.bodies)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_GONE)
     working = asyncio.ensure_future(answer(service, inputs))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -129,6 +135,7 @@ async def _answer(
     finally:
         working.cancel()
         gone.cancel()
+        inputs.drop()
     return Response(content, media_type="application/json")
 
 

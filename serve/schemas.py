@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, field_validator
 
 PIXEL = (  # a red 1 x 1 PNG
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+Strings = Annotated[list[str] | None, FailFast()]  # the first wrong item is the answer, so the others are not looked at
+Texts = Annotated[list[Annotated[str, StringConstraints(min_length=1)]] | None, FailFast()]
 
 
 class InferenceRequest(BaseModel):
@@ -18,8 +19,8 @@ class InferenceRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    images: list[str] | None = Field(None, description="Images as base64 or as data URIs.")
-    model: str | None = Field(None, description="Name of a served model; the first one if left out.")
+    images: Strings = Field(None, description="Images as base64 or as data URIs.")
+    model: str | None = Field(None, max_length=256, description="Name of a served model; the first one if left out.")
     preprocessed: bool = Field(
         False, description="The images are cropped to the model's size already: they are decoded and nothing else."
     )
@@ -30,7 +31,7 @@ class EmbedRequest(InferenceRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [PIXEL], "texts": ["a red square"]}]})
 
-    texts: list[Text] | None = Field(None, description="Texts, answered after the images.")
+    texts: Texts = Field(None, description="Texts, answered after the images.")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="`base64`: little-endian float32, a quarter of the size."
     )
@@ -44,10 +45,8 @@ class ClassifyRequest(InferenceRequest):
         json_schema_extra={"examples": [{"images": [PIXEL], "labels": ["red apple", "dog face"], "top_k": 2}]}
     )
 
-    labels: list[Text] | None = Field(
-        None, min_length=1, description="Names to choose from; without them the model's own."
-    )
-    templates: list[Text] | None = Field(
+    labels: Texts = Field(None, min_length=1, description="Names to choose from; without them the model's own.")
+    templates: Texts = Field(
         None, min_length=1, description="Sentences with `{}` for the label; without them the model's own."
     )
     top_k: int = Field(5, ge=1, description="How many labels per image, best first.")
@@ -63,7 +62,7 @@ class ClassifyRequest(InferenceRequest):
     def _has_a_place(cls, templates: list[str] | None) -> list[str] | None:
         for template in templates or []:
             if "{}" not in template:
-                raise ValueError(f"template {template!r} has no {{}} to put the label into")
+                raise ValueError(f"template {template[:80]!r} has no {{}} to put the label into")
         return templates
 
 

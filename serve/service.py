@@ -13,6 +13,7 @@ import numpy as np
 
 from digpt.engine import Engine
 from digpt.errors import ConfigError, near_misses
+from serve.body import Budget
 from serve.errors import NotReadyError, UnknownModelError
 from serve.settings import Settings
 from serve.worker import Worker
@@ -54,7 +55,7 @@ def prove(engine: Engine) -> str:
 
 
 class Service:
-    """Everything the endpoints need: settings, models by name (the first is the default), and the decoding threads."""
+    """Everything the endpoints need: settings, models by name (the first is the default), what is held, decoders."""
 
     def __init__(self, engines: Mapping[str, Engine], settings: Settings) -> None:
         if not engines:
@@ -63,6 +64,7 @@ class Service:
         self.models = {
             name: ServedModel(name, engine, Worker(name, settings.queue_pixels)) for name, engine in engines.items()
         }
+        self.bodies = Budget(settings.max_pending_bytes)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 
     def model(self, name: str | None = None) -> ServedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from digpt.errors import ConfigError
@@ -15,12 +16,20 @@ class Settings:
 
     max_request_bytes: int = 64 * MIB
     """Bytes of a request body; more is answered 413."""
+    max_pending_bytes: int = 512 * MIB
+    """Bytes of all request bodies being received or waiting to be decoded; more is answered 429."""
+    body_timeout_s: float = 30.0
+    """Seconds within which a request body must arrive; later is answered 400."""
+    max_connections: int = 1000
+    """Open connections; one more is answered 503."""
     max_items: int = 256
     """Images and texts of one request."""
     max_labels: int = 4096
     """Labels of one classify request."""
     max_prompts: int = 16_384
     """Labels times templates of one classify request."""
+    max_scores: int = 1 << 16
+    """Images times labels in the answer to one classify request."""
     max_text_chars: int = 2000
     """Characters of one text, label or template."""
     queue_pixels: int = 1 << 24
@@ -31,7 +40,10 @@ class Settings:
     """Threads that decode images."""
 
     def __post_init__(self) -> None:
-        for field in fields(Settings):
+        for field in fields(self):  # those of a subclass as well
             value = getattr(self, field.name)
-            if not value > 0:
-                raise ConfigError(f"{field.name}={value} must be above zero.")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                if not value > 0:
+                    raise ConfigError(f"{field.name}={value} must be above zero.")
+                if not math.isfinite(value):
+                    raise ConfigError(f"{field.name}={value} must be finite.")

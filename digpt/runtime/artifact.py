@@ -129,10 +129,26 @@ def open_artifact(directory: Path, backend: str) -> Artifact:
     engine = manifest["engines"].get(backend)
     if engine is None:
         raise BackendError(f"{directory} holds no {backend} engine; it holds: {', '.join(manifest['engines'])}.")
+    _check_named_files(manifest, engine, directory)
     golden, tolerance = directory / manifest["golden"]["file"], engine["tolerance"]
     return Artifact(
         directory, manifest, backend, engine, read_golden(golden, tolerance["cosine"], tolerance["relative_error"])
     )
+
+
+def _check_named_files(manifest: Manifest, engine: Mapping[str, Any], directory: Path) -> None:
+    """Raise CheckpointError, naming the file, if one that will be opened is not among those that were verified."""
+    named = {"image engine": engine.get("image"), "golden file": manifest["golden"].get("file")}
+    if engine.get("text") is not None:
+        named["text engine"] = engine["text"]
+    if manifest.get("text"):
+        named["tokenizer"] = manifest["text"]["tokenizer"].get("file")
+    for role, name in named.items():
+        if not isinstance(name, str) or name not in manifest["files"]:
+            raise CheckpointError(
+                f"{directory}: the manifest names {name!r} as its {role}, which is not among the files whose hashes it "
+                "records. Do not use it; export it again."
+            )
 
 
 def _field_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -151,8 +167,8 @@ def _check_seal(manifest: Manifest, directory: Path) -> None:
             )
 
 
-def check_identity(artifact: Artifact, embedded: str | None) -> None:
-    """Compare the identity that the engine carries (JSON) with the manifest's.
+def check_identity(artifact: Artifact, file: Path, embedded: str | None) -> None:
+    """Compare the identity that an engine's ``file`` carries (JSON) with the manifest's.
 
     Raises:
         CheckpointError: they differ; the message names the first field, for the preprocessing its first key.
@@ -167,6 +183,6 @@ def check_identity(artifact: Artifact, embedded: str | None) -> None:
             changed = [k for k in {**stated[key], **inside[key]} if stated[key].get(k) != inside[key].get(k)]
             name = f"{key}.{changed[0]}"
         raise CheckpointError(
-            f"{artifact.directory}: {name} in the manifest is not what {artifact.engine['image']} was exported with. "
+            f"{artifact.directory}: {name} in the manifest is not what {file.name} was exported with. "
             "The manifest belongs to another export; export it again."
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from digpt.errors import BackendError, MissingDependencyError
-from digpt.runtime.artifact import check_identity, open_artifact
+from digpt.runtime.artifact import Artifact, check_identity, open_artifact
 from digpt.runtime.base import Golden, check_images, no_logits, no_patch_tokens, no_text
 
 IDENTITY_KEY = "digpt.identity"
@@ -26,7 +26,7 @@ class OnnxRuntime:
         threads: intra-op threads, by default one for each CPU that this process may use.
 
     Raises:
-        CheckpointError: a file, the format or the preprocessing is not what was exported.
+        CheckpointError: a file, the format or what decides answers is not what was exported.
         BackendError: onnxruntime cannot load the engine.
     """
 
@@ -36,9 +36,8 @@ class OnnxRuntime:
         # Left to itself onnxruntime pins threads to cores, which containers forbid with a line of noise per thread.
         threads = threads or available_cpus()
         artifact = open_artifact(Path(directory), "onnx")
-        self._image = _session(artifact.image, threads)
-        check_identity(artifact, self._image.get_modelmeta().custom_metadata_map.get(IDENTITY_KEY))
-        self._text = None if artifact.text is None else _session(artifact.text, threads)
+        self._image = _checked_session(artifact, artifact.image, threads)
+        self._text = None if artifact.text is None else _checked_session(artifact, artifact.text, threads)
         self._tokenizer = None if artifact.text is None else artifact.tokenizer()
         self.golden: Golden | None = artifact.golden
         self.info = artifact.info(
@@ -90,6 +89,13 @@ def _onnxruntime() -> Any:
             "The onnx backend needs onnxruntime: pip install onnxruntime-gpu (Linux x86-64) or onnxruntime (elsewhere)."
         ) from error
     return onnxruntime
+
+
+def _checked_session(artifact: Artifact, path: Path, threads: int) -> Any:
+    """A session of a file that carries the identity which the manifest states."""
+    session = _session(path, threads)
+    check_identity(artifact, path, session.get_modelmeta().custom_metadata_map.get(IDENTITY_KEY))
+    return session
 
 
 def _session(path: Path, threads: int) -> Any:

@@ -46,6 +46,15 @@ def test_a_repeated_text_is_computed_once_even_within_one_call() -> None:
     assert (stats["hits"], stats["misses"], stats["entries"]) == (1, 3, 3)
 
 
+def test_a_cached_text_does_not_keep_its_batch_alive() -> None:
+    engine = Engine(FakeRuntime())
+    expected = engine.embed_texts(["cat", "dog"], normalize=False)
+    for text, row in zip(("cat", "dog"), expected, strict=True):
+        cached = engine._texts.get(text)
+        assert cached is not None and cached.base is None
+        np.testing.assert_array_equal(cached, row)
+
+
 def test_the_text_cache_is_bounded_and_correct_when_it_overflows_in_one_call() -> None:
     engine = Engine(FakeRuntime(), text_cache=2)
     texts = [f"text {i}" for i in range(5)]

@@ -146,6 +146,27 @@ def test_damaged_checkpoints_say_what_does_not_fit(change: Any, message: str) ->
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_truncated_checkpoint_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    write_checkpoint(path, tiny_checkpoint())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="incomplete|damaged") as caught:
+        load_model(str(path))
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_of_a_newer_version_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    write_checkpoint(path, tiny_checkpoint())
+    document = torch.load(path, weights_only=True)
+    newer = document["version"] + 1
+    torch.save({**document, "version": newer, "of_the_future": {}}, path)
+    with pytest.raises(CheckpointError, match=rf"version {newer}; .*Upgrade") as caught:
+        load_model(str(path))
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
 # ------------------------------------------------------------------------------------------- the authors' releases
 
 

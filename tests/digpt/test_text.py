@@ -11,7 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from digpt.errors import CheckpointError, ConfigError, InputError
-from digpt.text import ClassSet, CompactTokenizer, class_embeddings, class_set_hash, fill, normalize, train_tokenizer
+from digpt.text import (
+    MAX_PROMPT_CHARS,
+    TEXT_BATCH,
+    ClassSet,
+    CompactTokenizer,
+    class_embeddings,
+    class_set_hash,
+    fill,
+    normalize,
+    train_tokenizer,
+)
 
 CAPTIONS = ["red apple", "green apple", "grinning face", "face with tears of joy", "a house with a garden"] * 3
 
@@ -120,6 +130,36 @@ def test_braces_in_labels_stay() -> None:
     assert fill("a {} icon", "{weird} {0}") == "a {weird} {0} icon"
     with pytest.raises(InputError, match=r"has no \{\}"):
         class_embeddings(embed, ["a"], ["no place"])
+
+
+def test_the_length_of_a_prompt_is_bounded_before_it_is_made() -> None:
+    assert len(fill("{}" * 1000, "x" * (MAX_PROMPT_CHARS // 1000))) == MAX_PROMPT_CHARS
+    with pytest.raises(InputError, match="prompt of 10,001 characters; at most 10,000 are accepted"):
+        fill("{}" * 1000 + "!", "x" * 10)
+    embedded: list[Sequence[str]] = []
+
+    def record(texts: Sequence[str]) -> NDArray[np.float32]:
+        embedded.append(texts)
+        return embed(texts)
+
+    with pytest.raises(InputError, match="prompt of 2,000,000 characters"):
+        class_embeddings(record, ["a"] * TEXT_BATCH + ["x" * 2000], ["{}", "{}" * 1000])
+    assert not embedded
+
+
+def test_prompts_are_made_batch_by_batch() -> None:
+    sizes: list[int] = []
+
+    def record(texts: Sequence[str]) -> NDArray[np.float32]:
+        sizes.append(len(texts))
+        return embed(texts)
+
+    names = ["cab" * (i % 7 + 1) + "h" * (i % 11) for i in range(TEXT_BATCH)]
+    matrix = class_embeddings(record, names, ["{}", "a bad {}", "a {} face"])
+    assert sizes == [TEXT_BATCH] * 3
+    for row in (0, 100, TEXT_BATCH - 1):  # the second spans two batches
+        alone = class_embeddings(embed, [names[row]], ["{}", "a bad {}", "a {} face"])
+        np.testing.assert_allclose(matrix[row], alone[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("names", "templates"), [([], ["{}"]), (["a"], [])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,6 +187,30 @@ def test_a_manifest_of_another_export_is_refused_even_with_right_hashes(
         load_runtime(str(copied))
 
 
+@pytest.mark.parametrize(
+    ("change", "role"),
+    [
+        (lambda m, name: m["engines"]["onnx"].update(image=name), "image engine"),
+        (lambda m, name: m["engines"]["onnx"].update(text=name), "text engine"),
+        (lambda m, name: m["text"]["tokenizer"].update(file=name), "tokenizer"),
+        (lambda m, name: m["golden"].update(file=name), "golden file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["absolute", "above", "hidden"])
+def test_a_file_without_a_recorded_hash_is_refused_even_with_right_hashes(
+    copied: Path, change: Callable[[dict[str, Any], str], None], role: str, kind: str
+) -> None:
+    """The files are there and would work; the manifest does not vouch for them."""
+    files = {"image engine": "image.onnx", "text engine": "text.onnx", "tokenizer": "tokenizer.json"}
+    source = copied / files.get(role, "golden.npz")
+    other = copied / f".{source.name}" if kind == "hidden" else copied.parent / source.name
+    shutil.copy(source, other)
+    name = {"absolute": str(other), "above": f"../{other.name}", "hidden": other.name}[kind]
+    edit(copied, lambda manifest: change(manifest, name), reseal=True)
+    with pytest.raises(CheckpointError, match=f"names '{re.escape(name)}' as its {role}, which is not among the files"):
+        load_runtime(str(copied))
+
+
 def test_older_and_newer_formats_are_refused_with_what_to_do(copied: Path) -> None:
     edit(copied, lambda manifest: manifest.update(version=0), reseal=False)
     with pytest.raises(CheckpointError, match=r"older artifact format 0.*Export the checkpoint again"):
@@ -214,10 +240,11 @@ def test_a_file_that_is_no_model_is_one_sentence(copied: Path) -> None:
         load_runtime(str(copied))
 
 
-def test_a_model_without_identity_is_refused(copied: Path) -> None:
-    model = onnx.load(copied / "image.onnx")
+@pytest.mark.parametrize("name", ["image.onnx", "text.onnx"])
+def test_a_model_without_identity_is_refused(copied: Path, name: str) -> None:
+    model = onnx.load(copied / name)
     del model.metadata_props[:]
-    onnx.save(model, copied / "image.onnx")
+    onnx.save(model, copied / name)
     edit(copied, lambda manifest: None, reseal=True)
-    with pytest.raises(CheckpointError, match="fingerprint in the manifest"):
+    with pytest.raises(CheckpointError, match=f"fingerprint in the manifest is not what {name} was exported with"):
         load_runtime(str(copied))

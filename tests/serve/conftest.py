@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import httpx
 import numpy as np
@@ -97,3 +97,9 @@ def encoded(seed: int, kind: str, size: tuple[int, int] = (80, 60)) -> bytes:
 def image() -> Callable[..., bytes]:
     """``image(seed, kind="PNG", size=(80, 60))``: a random image file."""
     return lambda seed=0, kind="PNG", size=(80, 60): encoded(seed, kind, size)
+
+
+@pytest.fixture(scope="session")
+def serving_app() -> Callable[[FastAPI], AbstractContextManager[Client]]:
+    """``with serving_app(app) as client``: any application with a ``service``."""
+    return running

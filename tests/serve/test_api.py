@@ -85,6 +85,23 @@ def test_pages(client: httpx.Client) -> None:
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", page), "the page must work without a network"
 
 
+def test_what_browsers_and_probes_ask_for(client: httpx.Client) -> None:
+    icon = client.get("/favicon.ico")
+    assert (icon.status_code, icon.content) == (204, b"")
+    assert client.get("/manifest.json").json()["name"] == "digpt"
+    for path in ("/health/live", "/health/ready"):
+        probe = client.head(path)
+        assert (probe.status_code, probe.content) == (200, b"")
+
+
+def test_uvicorn_is_told_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(serve.cli.Engine, "load", lambda *_, **__: Engine(FakeRuntime()))
+    monkeypatch.setattr(serve.cli.uvicorn, "run", lambda _, **options: told.update(options))
+    assert main(["--no-demo", "--max-connections", "7"]) == 0
+    assert (told["limit_concurrency"], told["timeout_keep_alive"]) == (7, 5)
+
+
 def test_settings_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="max_items=0 must be above zero"):
         Settings(max_items=0)

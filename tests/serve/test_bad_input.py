@@ -121,6 +121,20 @@ def test_unparsable_multipart(client: httpx.Client, body: bytes, kind: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("charset", "name", "value"),
+    [("undefined", b"texts", b"a"), ("utf-7", b"+2AA-", b"a"), ("utf-7", b"texts", b"+2AA-"), ("idna", b"\xff", b"a")],
+)
+def test_odd_charsets(client: httpx.Client, charset: str, name: bytes, value: bytes) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\n' + value + b"\r\n--x--\r\n"
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    answer = client.post("/embed", content=body, headers={"Content-Type": kind})
+    if charset == "idna":  # starlette falls back to latin-1
+        assert "no field 'ÿ'" in check(answer, 422, "invalid_request", "ÿ")
+    else:
+        assert "charset" in check(answer, 400, "unparsable_body")
+
+
+@pytest.mark.parametrize(
     ("body", "param", "index", "sentence"),
     [
         ([], None, None, "must be a JSON object"),
