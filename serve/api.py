@@ -94,7 +94,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return _response(problem(error))  # starlette logs the traceback
+        # starlette raises it again for the server's log, and the server then closes the connection: say so
+        return _response(problem(error), {"Connection": "close"})
 
 
 def _response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
