@@ -56,8 +56,10 @@ quickstart: $(INSTALLED)  ## pretrain, tune, evaluate and export in miniature, i
 	$(PY) -m evaluate.robustness $(QUICKSTART)/zeroshot/ckpt.pt --output $(QUICKSTART)/robustness --limit 200
 	$(PY) -m export $(QUICKSTART)/zeroshot/ckpt.pt --to onnx --output $(QUICKSTART)/onnx --overwrite
 
-bench: $(INSTALLED)  ## measure this machine: matrix products per precision
+bench: $(INSTALLED)  ## measure this machine, and what the class set and pretraining are worth
 	$(PY) -m benchmarks.matmul
+	$(PY) -m benchmarks.fewer_names
+	@echo "longer ones: python -m benchmarks.tuning_gain, python -m benchmarks.knn_gain (docs/results.md)"
 
 docs:  ## list the documents with their titles
 	@for page in *.md docs/*.md docs/*/*.md data/*/README.md; do test ! -f $$page || printf '%-48s %s\n' $$page "$$(grep -m 1 '^# ' $$page | cut -c 3-)"; done

@@ -18,6 +18,16 @@ from train.objective.losses import MeanBaseline
 from train.objective.masks import block_causal_mask
 
 TINY: dict[str, Any] = {"decoder_width": 32, "decoder_heads": 2}
+# size, patch, cluster grid, teacher's grid
+ARRANGEMENTS = [
+    ((64, 64), 8, (2, 2), (4, 4)),
+    ((64, 64), 8, (4, 2), (8, 8)),
+    ((56, 56), 14, (2, 2), (4, 4)),  # patch 14
+    ((64, 64), 16, (1, 4), (4, 8)),
+    ((64, 64), 16, (4, 1), (8, 4)),
+    ((64, 96), 16, (2, 3), (2, 3)),  # not square
+    ((64, 64), 16, (2, 2), (2, 6)),
+]
 
 
 def make(
@@ -61,8 +71,9 @@ def predict(objective: DigptObjective, images: Tensor, permutation: Tensor) -> d
         return objective.predict(images, permutation)
 
 
-def test_never_encoded_cluster_changes_no_prediction() -> None:
-    objective = make()
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_never_encoded_cluster_changes_no_prediction(arrangement: tuple[Any, ...]) -> None:
+    objective = make(*arrangement)
     images, _, permutation = batch(objective)
     before = predict(objective, images, permutation)
     after = predict(objective, change_cluster(objective, images, permutation, -1), permutation)
@@ -72,9 +83,12 @@ def test_never_encoded_cluster_changes_no_prediction() -> None:
         assert (before[branch] - control[branch]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("fidelity", ["fixed", "official", "paper"])
-def test_later_cluster_changes_no_earlier_prediction(fidelity: str) -> None:
-    objective = make(fidelity=fidelity)
+@pytest.mark.parametrize(
+    ("arrangement", "fidelity"),
+    [*((arrangement, "fixed") for arrangement in ARRANGEMENTS), ((), "official"), ((), "paper")],
+)
+def test_later_cluster_changes_no_earlier_prediction(arrangement: tuple[Any, ...], fidelity: str) -> None:
+    objective = make(*arrangement, fidelity=fidelity)
     images, _, permutation = batch(objective)
     size = objective.layout.size
     before = predict(objective, images, permutation)
@@ -92,17 +106,6 @@ def test_class_token_belongs_to_the_last_encoded_cluster() -> None:
     assert torch.equal(mask[:, -1], torch.tensor([False] * 8 + [True] * 5))
     expected = torch.tensor([[q // 4 >= k // 4 for k in range(12)] for q in range(12)])
     assert torch.equal(mask[:12, :12], expected)
-
-
-ARRANGEMENTS = [
-    ((64, 64), 8, (2, 2), (4, 4)),
-    ((64, 64), 8, (4, 2), (8, 8)),
-    ((56, 56), 14, (2, 2), (4, 4)),  # patch 14
-    ((64, 64), 16, (1, 4), (4, 8)),
-    ((64, 64), 16, (4, 1), (8, 4)),
-    ((64, 96), 16, (2, 3), (2, 3)),  # not square
-    ((64, 64), 16, (2, 2), (2, 6)),
-]
 
 
 @pytest.mark.parametrize(("size", "patch", "clusters", "teacher"), ARRANGEMENTS)
@@ -123,7 +126,7 @@ def test_arrangements_against_a_brute_force_loss(
 def brute_force(
     objective: DigptObjective, predictions: Any, targets: Tensor, permutation: Tensor
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """The spec's loss, one token at a time, by cutting cluster rectangles out of the teacher's grid."""
+    """The loss, one token at a time, by cutting cluster rectangles out of the teacher's grid."""
     (rows, columns), (height, width) = objective.teacher_layout.grid, objective.teacher_layout.cluster_shape
     own, size = objective.layout.cluster_shape, objective.layout.size
     totals, by_step = {}, {}
