@@ -32,11 +32,12 @@ def main(options: Options) -> None:
     """Print top-1 per split among all five-style names and among the fewer."""
     emoji, engine = EmojiSet.load(), Engine.load(options.spec, threads=options.threads)
     everything = emoji.five_style_indices()
+    five_style = set(everything.tolist())
     fewer = np.array([index for index in everything if "FE0F" not in emoji.concepts[index].codepoint])
     print(f"| split | top-1 among {len(everything):,} names | among {len(fewer):,} names | images of these |")
     print("|---|--:|--:|--:|")
     for split in SPLITS:
-        images = [image for image in emoji.images(split) if image.concept in set(everything.tolist())]
+        images = [image for image in emoji.images(split) if image.concept in five_style]
         concepts = np.array([image.concept for image in images])
         embeddings = engine.embed_images([engine.decode(image.encoded) for image in images])
         few = np.isin(concepts, fewer)

@@ -150,7 +150,9 @@ class _Run:
             self.first, self.elapsed, self.clock.seconds = state["step"], state["elapsed"], dict(state["seconds"])
             self.figures, self.commits = state["figures"], list(state["commits"])
             console.print(f"resuming {config.output} at step {self.first} of {config.steps}")
-        self.commits += [now for now in [commit() or "unknown"] if now not in self.commits]
+        now = commit() or "unknown"
+        if now not in self.commits:
+            self.commits.append(now)
         self.began = time.perf_counter()
 
     def to_the_end(self, stop: Stop) -> Path:
