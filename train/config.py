@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,45 +15,102 @@ import tyro
 
 from digpt.errors import ConfigError, DigptError, near_misses
 
-RECIPES = ("emoji", "bundled", "bundled_early")
+RECIPES = (
+    "emoji",
+    "bundled",
+    "bundled_early",
+    "b16_in1k",
+    "l16_in1k",
+    "l14_in1k",
+    "b16_in21k",
+    "l16_in21k",
+    "l14_in21k",
+    "b16_merged",
+    "l16_merged",
+    "l14_merged",
+    "l16_intermediate",
+    "l14_intermediate",
+    "l16_laion128m",
+    "l14_laion1b",
+)
+INTERRUPTED = 143  # what a shell reports for a process that SIGTERM ended
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Fields every training command has. Learning rates are absolute, not per 256 images."""
+    """Fields every training command has. ``batch_size`` is the whole batch, over all processes and micro-batches."""
 
     output: Path = Path("runs/train")  # folder for ckpt.pt, metrics.jsonl, config.json and the resume state
     steps: int = 1000
-    batch_size: int = 256
+    epochs: float | None = None  # passes over the data; sets steps when given
+    batch_size: int = 256  # images per step over all processes and micro-batches
+    accumulate: int = 1  # micro-batches per step and process
     seed: int = 0
     threads: int = 2  # CPU threads; a second busy process on the same cores slows training several-fold
     overwrite: bool = False  # start again in a folder that holds another run
+    data: str = "emoji"  # the bundled set; or folder:DIR, tar:DIR, wds:SHARDS, hfds:NAME (docs/data.md)
     data_root: Path | None = None  # the emoji shards; None: the bundled ones
+    workers: int = 4  # loader processes per training process; the bundled set needs none
     lr: float = 1e-3
+    base_lr: float | None = None  # per 256 images of the batch; sets lr when given
     min_lr: float = 1e-5
     warmup: int = 100  # steps of linear warm-up before the cosine
+    warmup_epochs: float | None = None  # sets warmup when given
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = 1.0  # largest gradient norm; 0 switches clipping off
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 pays on AMX and GPUs; without them it is slower
+    device: Literal["auto", "cpu"] = "auto"  # auto: a GPU where there is one
+    sharding: Literal["ddp", "fsdp2"] = "ddp"  # over several processes: copies of the model, or shards of it
+    compile: str = ""  # torch.compile backend for each block, such as inductor; empty: off
+    checkpointing: bool = False  # recompute activations in the backward pass: slower, in less memory
+    nonfinite: Literal["stop", "skip", "reload"] = "stop"  # what a gradient that is not finite does to the run
+    nonfinite_limit: int = 10  # skipped steps after which the run stops all the same
     store: Literal["float32", "float16"] = "float32"  # precision of the weights in ckpt.pt
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 100  # steps between resume states
+    keep_last: int = 2  # checkpoints of the latest evaluations to keep beside best.pt; 0: neither
+    trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio, ... beside metrics.jsonl
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "threads", "log_every", "eval_every", "save_every"):
+        positive = ("steps", "batch_size", "accumulate", "threads", "log_every", "eval_every", "save_every")
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("workers", "keep_last", "nonfinite_limit"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative.")
         if not 0 <= self.warmup <= self.steps:
             object.__setattr__(self, "warmup", max(0, min(self.warmup, self.steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON-able values, without what may differ between a run and its resumption."""
         values = dataclasses.asdict(self)
-        for name in ("output", "overwrite"):
+        for name in MAY_DIFFER:
             values.pop(name)
         return {key: plain(value) for key, value in values.items()}
+
+
+# A resumed run may have more processes, another device or fewer loader workers: none of them changes the samples.
+MAY_DIFFER = ("output", "overwrite", "workers", "accumulate", "device", "sharding", "threads", "trackers", "keep_last")
+
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def resolved(config: Config, images: int) -> Config:
+    """Fill in what follows from the size of the data: ``steps``, ``warmup`` and ``lr`` from epochs and ``base_lr``.
+
+    A last batch that the epochs do not fill is left out, as with a loader that drops it.
+    """
+    changes: dict[str, Any] = {}
+    for field, epochs in (("steps", config.epochs), ("warmup", config.warmup_epochs)):
+        if epochs is not None:
+            changes[field] = max(0 if field == "warmup" else 1, int(epochs * images / config.batch_size))
+    if config.base_lr is not None:
+        changes["lr"] = config.base_lr * config.batch_size / 256
+    return dataclasses.replace(config, **changes)
 
 
 def plain(value: Any) -> Any:
@@ -61,9 +120,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-Config = TypeVar("Config", bound=TrainConfig)
 
 
 def load_recipe(name: str, command: str) -> Any:
@@ -77,19 +133,45 @@ def load_recipe(name: str, command: str) -> Any:
 
 
 def parse(command: str, argv: list[str] | None = None) -> Any:
-    """Read ``[RECIPE] --field value ...`` into the recipe's configuration; unknown fields name the near misses."""
+    """Read ``[RECIPE] [--miniature] [--print-config] --field value ...`` into the recipe's configuration.
+
+    ``--miniature`` shrinks the recipe to the bundled data; ``--print-config`` prints the result as JSON and exits.
+    Unknown fields name the near misses.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "emoji"
     default = load_recipe(recipe, command)
-    prog = f"python -m train.{command} [RECIPE: {' | '.join(RECIPES)}]"
-    return tyro.cli(type(default), default=default, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    if "--miniature" in arguments:
+        from train.miniature import miniature
+
+        arguments.remove("--miniature")
+        default = miniature(default)
+    shown = "--print-config" in arguments
+    if shown:
+        arguments.remove("--print-config")
+    prog = f"python -m train.{command} [RECIPE: {' | '.join(RECIPES)}] [--miniature] [--print-config]"
+    config = tyro.cli(type(default), default=default, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    if shown:
+        print(json.dumps({"command": command, "recipe": recipe, **plain(dataclasses.asdict(config))}, indent=2))
+        raise SystemExit(0)
+    return config
+
+
+def say(text: str) -> None:
+    """Print in the main process only; accelerate and torchrun both number the processes in RANK."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
+class Interrupted(DigptError):
+    """The run was asked to stop; its state is saved."""
 
 
 def main(command: str, run: Any, argv: list[str] | None = None) -> int:
-    """Parse, run, and turn a user's error into one line and exit code 2."""
+    """Parse, run, and turn a user's error into one line and exit code 2 (143 after SIGTERM or SIGINT)."""
     try:
         run(parse(command, argv))
     except DigptError as error:
         print(f"train.{command}: {error}", file=sys.stderr)
-        return 2
+        return INTERRUPTED if isinstance(error, Interrupted) else 2
     return 0

@@ -24,6 +24,11 @@ class Captions(nn.Module):
     The concepts of split ``unseen`` are absent: no tower is ever trained on their names.
     """
 
+    tokens: Tensor
+    row: Tensor
+    first: Tensor
+    counts: Tensor
+
     def __init__(self, emoji: EmojiSet, tokenize: Callable[[Sequence[str]], NDArray[np.int64]]) -> None:
         super().__init__()
         trained = [index for index, concept in enumerate(emoji.concepts) if not concept.unseen]
@@ -32,10 +37,14 @@ class Captions(nn.Module):
         rows = np.full(len(emoji.concepts), -1, dtype=np.int64)
         rows[trained] = np.arange(len(trained))
         self.count = len(trained)
-        self.tokens = torch.from_numpy(tokenize([text for group in captions for text in group]))  # [sum, L]
-        self.row = torch.from_numpy(rows)  # concept -> row among the training concepts
-        self.first = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)[:-1]]))  # [C] the name's caption
-        self.counts = torch.from_numpy(counts)  # [C]
+        tables = {
+            "tokens": tokenize([text for group in captions for text in group]),  # [sum, L]
+            "row": rows,  # concept -> row among the training concepts
+            "first": np.concatenate([[0], np.cumsum(counts)[:-1]]),  # [C] the name's caption
+            "counts": counts,  # [C]
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
     def draw(self, rows: Tensor, uniform: Tensor) -> Tensor:
         """Caption numbers for training concepts ``rows``: the name half of the time, else any caption."""

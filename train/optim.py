@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn, optim
 
 from train.config import TrainConfig
 
 
-def build_optimizer(module: nn.Module, config: TrainConfig, no_decay: Iterable[str] = ()) -> optim.AdamW:
-    """AdamW over the trainable parameters; vectors, scalars and the names in ``no_decay`` get no weight decay."""
+def decay_groups(module: nn.Module, weight_decay: float, no_decay: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups; vectors, scalars and the names in ``no_decay`` get no weight decay."""
     exempt = set(no_decay)
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim < 2 or name in exempt else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> optim.AdamW:
+    """AdamW over parameter groups; a group's ``lr_scale`` (layer-wise decay) multiplies its learning rate."""
+    filled = [{"lr_scale": 1.0, **group} for group in groups if group["params"]]
+    return optim.AdamW(filled, lr=config.lr, betas=config.betas)
+
+
+def set_learning_rate(optimizer: optim.Optimizer, step: int, config: TrainConfig) -> None:
+    """Give every group the rate of the 0-based ``step``, times its ``lr_scale``."""
+    rate = learning_rate(step, config)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -2,142 +2,197 @@
 
     python -m train.pretrain --output runs/pretrain
 
-The paradigm (``digpt``, ``fd``, ...) and the target (any model spec as ``--teacher``) are chosen by name.
+The paradigm (``digpt``, ``fd``, ``mae``, ...) and the target (any model spec as ``--teacher``, ``pixels``,
+``codes:FILE``) are chosen by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from digpt.artifact import Checkpoint
+from digpt.artifact import Checkpoint, read_checkpoint
 from digpt.encoder import build_encoder, embed_tokens, encoder_config
 from digpt.errors import ConfigError
-from digpt.neighbors import knn_classify
 from digpt.preprocess import Preprocess
 from train.augment import AugmentConfig
-from train.config import TrainConfig, main, plain
-from train.data import EmojiTraining
-from train.loop import Clock, train
-from train.objective import PARADIGMS, DigptConfig, Paradigm, build_paradigm
+from train.clock import BackwardMark, Clock
+from train.config import TrainConfig, main, plain, resolved, say
+from train.data import Batch, EmojiTraining
+from train.loop import train
+from train.objective import DigptConfig, EvaConfig, MaeConfig, ObjectiveOutput, Paradigm, build_paradigm, paradigm_entry
+from train.optim import decay_groups
+from train.probe import KnnProbe, emoji_probe
 from train.provenance import parent, provenance
-from train.targets import check_teacher, target_from_spec
-
-MEAN = STD = (0.5, 0.5, 0.5)
+from train.share import Share
+from train.sources import pretraining_data
+from train.targets import Target, check_teacher, target_from_spec
+from train.task import Evaluation, group
 
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainConfig):
-    """Encoder, teacher and objective; every size follows from these."""
+    """Encoder, target and objective; every size follows from these."""
 
     output: Path = Path("runs/pretrain")
-    teacher: str = "bundled-early-teacher"  # any model spec: ckpt.pt, open_clip:NAME/TAG_OR_FILE, timm:NAME[@FILE]
+    teacher: str = "bundled-early-teacher"  # clip-l, openclip-h, ... (train.targets.NAMED); ckpt.pt; pixels; codes:FILE
     paradigm: str = "digpt"
     variant: str = "Ti/16"
     image_size: int = 64
-    depth: int = 6
+    depth: int | None = 6  # blocks; None: the variant's own
+    orders: int = 1  # cluster orders per image and teacher pass; a step then learns from orders x batch_size views
+    init: str = ""  # a pretraining checkpoint to go on from, decoders included
     objective: DigptConfig = field(
         default_factory=lambda: DigptConfig(decoder_width=192, decoder_heads=6, decoder_depth=1)
     )
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mae: MaeConfig = field(default_factory=lambda: MaeConfig(decoder_width=192, decoder_heads=6, decoder_depth=2))
+    eva: EvaConfig = field(default_factory=EvaConfig)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the student's statistics
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the bundled set
     knn: int = 20  # neighbours of the kNN probe
+
+    def options(self) -> Any:
+        """The configuration of the chosen paradigm."""
+        kind = paradigm_entry(self.paradigm).config
+        found = {type(value): value for value in (self.objective, self.mae, self.eva)}
+        return found[kind] if kind in found else kind()
+
+    def encoder(self) -> dict[str, Any]:
+        """timm's arguments for the encoder."""
+        depth = {} if self.depth is None else {"depth": self.depth}
+        return encoder_config(self.variant, self.image_size, **depth)
 
 
 class PretrainTask:
-    """One objective around one encoder, a frozen teacher outside of it, and a kNN probe."""
+    """One objective around one encoder, a frozen target outside of it, and a kNN probe."""
 
     name = "pretrain"
 
     def __init__(self, config: PretrainConfig) -> None:
         torch.manual_seed(config.seed)
-        if config.paradigm not in PARADIGMS:
-            raise ConfigError(f"Unknown paradigm {config.paradigm!r}; valid: {', '.join(PARADIGMS)}.")
-        self.config = config
-        self.encoder_config = encoder_config(config.variant, config.image_size, depth=config.depth)
-        kind = PARADIGMS[config.paradigm][1]
-        if kind is not DigptConfig and config.objective != PretrainConfig().objective:
-            raise ConfigError(f"The --objective options belong to D-iGPT's paradigms; {config.paradigm} takes none.")
-        self.options = options = config.objective if kind is DigptConfig else kind()
-        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
-        self.target = target_from_spec(config.teacher, config.image_size)
-        self.report = check_teacher(self.target, self.data.split("val")[0][:64])
-        encoder = build_encoder(self.encoder_config, options.class_token_std)
+        if config.orders < 1:
+            raise ConfigError(f"orders={config.orders} must be at least 1.")
+        _refuse_unused(config)
+        self.encoder_config, self.options = config.encoder(), config.options()
+        self.data = pretraining_data(config, config.augment, config.image_size)
+        self.config = config = resolved(config, len(self.data))
+        self.target: Target = target_from_spec(config.teacher, config.image_size, self.encoder_config["patch_size"])
+        self.report = check_teacher(self.target, self.data.samples(64))
         self.module: Paradigm = build_paradigm(
             config.paradigm,
-            encoder,
+            build_encoder(self.encoder_config, self.options.class_token_std),
+            target_kind=self.target.kind,
             teacher_grid=self.target.grid,
             teacher_width=self.target.width,
-            config=options,
+            config=self.options,
         )
-        self._decoder_marks = _BackwardMark(self.module)
+        self.module.set_grad_checkpointing(config.checkpointing)
+        self.parents = [parent("teacher", self.target.fingerprint, self.target.provenance)]
+        if config.init:
+            self._continue_from(config.init)
+        self._mark = BackwardMark(_decoders(self.module))
+        self._device = torch.device("cpu")
 
-    def loss(self, step: int, clock: Clock) -> dict[str, Tensor]:
+    def _continue_from(self, path: str) -> None:
+        """Load encoder and decoders of an earlier pretraining."""
+        checkpoint = read_checkpoint(path)
+        if "decoders" not in checkpoint.weights:
+            raise ConfigError(f"--init {path} has no decoders: give a checkpoint of train.pretrain.")
+        try:
+            self.module.encoder.load_state_dict(checkpoint.weights["encoder"], strict=True)
+        except RuntimeError as error:
+            raise ConfigError(f"--init {path} holds another encoder: {str(error).splitlines()[-1].strip()}") from error
+        self.module.load_decoder_state(checkpoint.weights["decoders"])
+        self.parents.append(parent("init", checkpoint.fingerprint, checkpoint.provenance))
+
+    def to(self, device: torch.device) -> None:
+        """Move the target; on a GPU it runs in the precision of the run, compiled with it."""
+        self._device = device
+        self.target.to(device)
+        if self.config.precision == "bf16" and device.type == "cuda":
+            self.target.to(torch.bfloat16)
+        if self.config.compile and isinstance(self.target, nn.Module):
+            self.target.compile(backend=self.config.compile)
+
+    def blocks(self) -> list[nn.Module]:
+        return self.module.blocks()
+
+    def batches(self, first: int, share: Share) -> Iterator[list[Batch]]:
+        return self.data.batches(first, share)
+
+    def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        config = self.config
         with clock.part("loader"):
-            batch = self.data.batch(step)
-            permutation = batch.permutations(self.config.seed, self.module.clusters)
+            permutation = batch.permutations(config.seed, self.module.units, config.orders).to(self._device)
+            batch = batch.to(self._device)
         with clock.part("teacher"), torch.no_grad():
             targets = self.target(batch.images)
-        self._decoder_marks.clock = clock
+        self._mark.clock = clock
         with clock.part("encoder"):
-            output = self.module((batch.images - MEAN[0]) / STD[0], targets, permutation)
+            images = self.normalise(batch.images)
+            if config.orders > 1:  # one pass of the teacher, several orders of the clusters
+                images, targets = (part.repeat_interleave(config.orders, 0) for part in (images, targets))
+            output: ObjectiveOutput = model(images, targets, permutation)
         return {**output.metrics(), "loss": output.loss}
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] in the student's statistics."""
+        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
+        return (images - mean) / std
+
     def backward(self, loss: Tensor, clock: Clock) -> None:
-        """Gradients reach the encoder's last block when the decoders are done: that moment splits the time."""
-        start = time.perf_counter()
-        loss.backward()
-        end = time.perf_counter()
-        reached = self._decoder_marks.backward_reached or start
-        clock.add("decoders", reached - start)
-        clock.add("encoder", end - reached)
+        self._mark.backward(loss, clock, before="decoders", after="encoder")
 
     def after_step(self) -> None:
         """Nothing follows the optimiser here."""
 
     @cached_property
-    def _probe(self) -> tuple[Tensor, np.ndarray, Tensor, np.ndarray]:
-        subgroups = sorted({concept.subgroup for concept in self.data.emoji.concepts})
-        number = np.array([subgroups.index(concept.subgroup) for concept in self.data.emoji.concepts])
-        reference, reference_concepts = self.data.reference()
-        queries, query_concepts = self.data.split("flat")
-        return reference, number[reference_concepts.numpy()], queries, number[query_concepts.numpy()]
+    def _probe(self) -> KnnProbe | None:
+        return emoji_probe(self.data, self.config.knn) if isinstance(self.data, EmojiTraining) else None
 
-    def evaluate(self) -> dict[str, float]:
-        """kNN over the subgroups on ``flat``, reference Noto and Twemoji, features the mean of the patch tokens."""
-        reference, reference_labels, queries, labels = self._probe
-        predicted = knn_classify(
-            self._features(reference),
-            reference_labels,
-            self._features(queries),
-            k=min(self.config.knn, len(reference)),
-            n_classes=int(max(reference_labels.max(), labels.max())) + 1,
-        )
-        return {"knn_flat": float((predicted == labels).mean())}
+    def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
+        """kNN on the mean of the patch tokens: over the subgroups on ``flat``, reference Noto and Twemoji."""
 
-    def _features(self, images: Tensor) -> np.ndarray:
-        encoder = self.module.encoder
-        parts = [embed_tokens(encoder, (part - MEAN[0]) / STD[0])[:, 1:].mean(1) for part in images.split(256)]
-        return torch.cat(parts).float().numpy()
+        def features(images: Tensor) -> Tensor:
+            evaluation.check()
+            tokens = embed_tokens(self.module.encoder, self.normalise(images.to(evaluation.device)))
+            return tokens[:, 1:].mean(1)
 
-    def no_weight_decay(self) -> set[str]:
-        return self.module.no_weight_decay()
+        return {} if self._probe is None else {"knn_flat": self._probe.top1(features)}
+
+    def best(self) -> str | None:
+        """None: by kNN the last checkpoint of a pretraining is rarely the best, but it is the one that transfers."""
+        return None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return decay_groups(self.module, self.config.weight_decay, self.module.no_weight_decay())
+
+    def flops_per_image(self) -> float:
+        return 0.0
+
+    def notes(self) -> dict[str, float]:
+        return self.data.notes()
 
     def inputs(self) -> dict[str, str]:
-        return {"data": self.data.fingerprint, "teacher": self.target.fingerprint}
+        return {"data": self.data.fingerprint, **{line["role"]: line["fingerprint"] for line in self.parents}}
 
-    def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
+    def checkpoint(self, figures: dict[str, float], state: dict[str, Tensor]) -> Checkpoint:
         config = self.config
-        preprocess = Preprocess(size=config.image_size, mean=MEAN, std=STD)
+        preprocess = Preprocess(size=config.image_size, mean=config.mean, std=config.std)
         objective: dict[str, Any] = {"paradigm": config.paradigm, **plain(dataclasses.asdict(self.options))}
-        objective["teacher"] = {"grid": list(self.target.grid), "width": self.target.width}
+        objective["teacher"] = {
+            "kind": self.target.kind,
+            "grid": list(self.target.grid),
+            "width": self.target.width,
+        }
         return Checkpoint(
             config={
                 "architecture": "timm",
@@ -146,54 +201,41 @@ class PretrainTask:
                 "pooling": "avg",
                 "objective": objective,
             },
-            weights={"encoder": self.module.encoder.state_dict(), "decoders": self.module.decoder_state()},
-            provenance=provenance(
-                self.name,
-                config,
-                self.data.fingerprint,
-                [parent("teacher", self.target.fingerprint, self.target.provenance)],
-                figures,
-            ),
+            weights={
+                "encoder": group(state, "encoder"),
+                "decoders": {name: value for name, value in state.items() if not name.startswith("encoder.")},
+            },
+            provenance=provenance(self.name, config, self.data, self.parents, figures),
         )
 
 
-class _BackwardMark:
-    """Books decoder time: forward by hooks on the branches, backward by the moment it leaves them."""
+def _decoders(module: Paradigm) -> list[nn.Module]:
+    """The parts of an objective that read the encoder's output and are trained."""
+    skipped = ("encoder", "resize", "baseline")
+    return [
+        child
+        for name, child in module.named_children()
+        if name not in skipped and next(child.parameters(), None) is not None
+    ]
 
-    def __init__(self, module: Paradigm) -> None:
-        self.clock: Clock | None = None
-        self.backward_reached: float | None = None
-        self._started = 0.0
-        for name, child in module.named_children():
-            if name not in ("encoder", "resize", "baseline"):
-                child.register_forward_pre_hook(self._start)
-                child.register_forward_hook(self._stop)
-        module.encoder.blocks[-1].register_forward_hook(self._mark)
 
-    def _start(self, module: nn.Module, arguments: Any) -> None:
-        self._started = time.perf_counter()
-
-    def _stop(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if self.clock is not None:
-            self.clock.move("encoder", "decoders", time.perf_counter() - self._started)
-
-    def _mark(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        self.backward_reached = None
-        if output.requires_grad:
-            output.register_hook(self._reach)
-
-    def _reach(self, gradient: Tensor) -> None:
-        self.backward_reached = time.perf_counter()
+def _refuse_unused(config: PretrainConfig) -> None:
+    """An option of another paradigm would be ignored without a word."""
+    fresh, used = PretrainConfig(), paradigm_entry(config.paradigm).config
+    for name in ("objective", "mae", "eva"):
+        value = getattr(config, name)
+        if type(value) is not used and value != getattr(fresh, name):
+            raise ConfigError(f"The --{name} options do not belong to the paradigm {config.paradigm}: leave them out.")
 
 
 def run(config: PretrainConfig) -> Path:
     """Pretrain; prints what the teacher check found and the commands to type next; returns the checkpoint's path."""
     task = PretrainTask(config)
-    print(task.report)
-    path = train(task, config)
-    print(f"next: python -m evaluate.robustness {path}")
+    say(str(task.report))
+    path = train(task)
+    say(f"next: python -m evaluate.robustness {path}")
     own = f" --teacher {config.teacher}" if config.teacher.endswith(".pt") else ""  # else the bundled teacher's texts
-    print(f"      python -m train.zeroshot --encoder {path}{own}")
+    say(f"      python -m train.zeroshot --encoder {path}{own}")
     return path
 
 

@@ -6,12 +6,22 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
 
 from train.config import TrainConfig
+
+
+class DataRecord(Protocol):
+    """What is recorded of the data."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 def commit() -> str | None:
@@ -37,13 +47,13 @@ def parent(role: str, fingerprint: str, provenance: dict[str, Any]) -> dict[str,
 
 
 def provenance(
-    command: str, config: TrainConfig, data: str, parents: list[dict[str, Any]], figures: dict[str, float]
+    command: str, config: TrainConfig, data: DataRecord, parents: list[dict[str, Any]], figures: dict[str, float]
 ) -> dict[str, Any]:
     """The record stored beside the weights; the loop adds seconds and the time split."""
     return {
         "command": f"python -m train.{command}",
         "config": config.to_dict(),
-        "data": {"name": "emoji", "fingerprint": data},
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
         "seed": config.seed,
         "steps": config.steps,
         "parents": parents,

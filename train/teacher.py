@@ -8,6 +8,7 @@ The loss is CLIP's within the batch, plus both sides' cross-entropy over learned
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +20,19 @@ from open_clip import CustomTextCLIP
 from torch import Tensor, nn
 
 from digpt.artifact import Checkpoint
+from digpt.errors import ConfigError
 from digpt.preprocess import Preprocess
 from digpt.text import CompactTokenizer, train_tokenizer
 from train.augment import AugmentConfig
-from train.config import TrainConfig, main
+from train.clock import Clock
+from train.config import TrainConfig, main, resolved, say
 from train.contrastive import Captions, Prototypes, all_concepts_loss, text_to_image_loss, zero_shot_figures
-from train.data import EmojiTraining
-from train.loop import Clock, train
+from train.data import Batch, emoji_training
+from train.loop import train
+from train.optim import decay_groups
 from train.provenance import provenance
+from train.share import Share
+from train.task import Evaluation, group
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -62,6 +68,20 @@ class TeacherModule(nn.Module):
         )
         self.prototypes = Prototypes(concepts, config.embed_dim)
 
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images in [0, 1] and tokens ``[U,L]`` -> unit ``[B,D]``, unit ``[U,D]``, unit prototypes, logit scale."""
+        embedded = self.embed_images(images), self.embed_texts(tokens)
+        return *embedded, self.prototypes(), self.clip.logit_scale.exp()
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> unit ``[B,D]``."""
+        images = ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
+        return F.normalize(self.clip.encode_image(images).float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[U,L]`` -> unit ``[U,D]``."""
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
 
 def vision_config(config: TeacherConfig) -> dict[str, Any]:
     """open_clip's ``CLIPVisionCfg`` fields."""
@@ -95,8 +115,8 @@ class TeacherTask:
 
     def __init__(self, config: TeacherConfig) -> None:
         torch.manual_seed(config.seed)
-        self.config = config
-        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
+        self.data = emoji_training(config, config.augment, config.image_size)
+        self.config = config = resolved(config, len(self.data))
         trained = [caption for c in self.data.emoji.concepts if not c.unseen for caption in c.captions]
         self.tokenizer_json = train_tokenizer(trained, config.vocab_size)
         self.tokenizer = CompactTokenizer(self.tokenizer_json, config.context_length)
@@ -104,27 +124,29 @@ class TeacherTask:
         self.module = TeacherModule(config, self.tokenizer.vocab_size, self.captions.count)
         self.module.clip.visual.to(memory_format=torch.channels_last)
 
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> unit ``[B,D]``."""
-        images = ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
-        return F.normalize(self.module.clip.encode_image(images).float(), dim=-1)
+    def to(self, device: torch.device) -> None:
+        """Nothing lives outside the module but the captions."""
+        self.captions.to(device)
 
-    def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Tokens ``[U,L]`` -> unit ``[U,D]``."""
-        return F.normalize(self.module.clip.encode_text(tokens).float(), dim=-1)
+    def blocks(self) -> list[nn.Module]:
+        """The text tower's; a convolutional trunk has no repeated block worth a shard of its own."""
+        return list(self.module.clip.text.transformer.resblocks)
 
-    def loss(self, step: int, clock: Clock) -> dict[str, Tensor]:
+    def batches(self, first: int, share: Share) -> Iterator[list[Batch]]:
+        if share.world * share.accumulate > 1:
+            raise ConfigError("train.teacher contrasts within the whole batch: run it in one process, accumulate=1.")
+        return self.data.batches(first, share)
+
+    def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         with clock.part("loader"):
-            batch = self.data.batch(step)
-            rows = self.captions.row[batch.concepts]
+            batch = batch.to(self.captions.row.device)
+            rows = self.captions.row[batch.labels]
             distinct, inverse = torch.unique(rows, return_inverse=True)
             uniform = batch.draws[:, 0].new_zeros(len(distinct)).index_copy(0, inverse, batch.draws[:, 0])
             tokens = self.captions.tokens[self.captions.draw(distinct, uniform)]
             positive = F.one_hot(inverse, len(distinct)).T.float()  # [U, B]
         with clock.part("encoder"):
-            images, texts = self.embed_images(batch.images), self.embed_texts(tokens)
-            scale = self.module.clip.logit_scale.exp()
-            concepts = self.module.prototypes()
+            images, texts, concepts, scale = model(batch.images, tokens)
             of_images = all_concepts_loss(images, concepts, rows, scale)
             of_texts = all_concepts_loss(texts, concepts, distinct, scale)
             to_text = all_concepts_loss(images, texts, inverse, scale)  # CLIP's loss, both ways, within the batch
@@ -144,19 +166,39 @@ class TeacherTask:
     def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: self.data.split(name) for name in ("val", "flat", "contrast")}
 
-    def evaluate(self) -> dict[str, float]:
-        names = self.embed_texts(torch.from_numpy(self.tokenizer(self.data.emoji.five_style_names())))
-        return zero_shot_figures(self.data.emoji, names, self.embed_images, self._splits.__getitem__)
+    def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
+        tokens = torch.from_numpy(self.tokenizer(self.data.emoji.five_style_names())).to(evaluation.device)
 
-    def no_weight_decay(self) -> set[str]:
-        clip = "clip.text.positional_embedding", "clip.text.token_embedding.weight", "clip.visual.positional_embedding"
-        return set(clip)
+        def embed(images: Tensor) -> Tensor:
+            evaluation.check()
+            return self.module.embed_images(images.to(evaluation.device)).cpu()
+
+        return zero_shot_figures(
+            self.data.emoji, self.module.embed_texts(tokens).cpu(), embed, self._splits.__getitem__
+        )
+
+    def best(self) -> str:
+        return "flat_top1"
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        exempt = (
+            "clip.text.positional_embedding",
+            "clip.text.token_embedding.weight",
+            "clip.visual.positional_embedding",
+        )
+        return decay_groups(self.module, self.config.weight_decay, exempt)
+
+    def flops_per_image(self) -> float:
+        return 0.0
+
+    def notes(self) -> dict[str, float]:
+        return self.data.notes()
 
     def inputs(self) -> dict[str, str]:
         return {"data": self.data.fingerprint}
 
-    def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
-        config, clip = self.config, self.module.clip
+    def checkpoint(self, figures: dict[str, float], state: dict[str, Tensor]) -> Checkpoint:
+        config, scale = self.config, math.exp(state["clip.logit_scale"].item())
         preprocess = Preprocess(size=config.image_size, resize="shortest", mean=MEAN, std=STD)
         return Checkpoint(
             config={
@@ -170,21 +212,21 @@ class TeacherTask:
                     "tokenizer": self.tokenizer_json,
                     "context_length": config.context_length,
                     "templates": ["{}"],
-                    "logit_scale": clip.logit_scale.exp().item(),
+                    "logit_scale": scale,
                     "logit_bias": None,
                 },
                 "labels": self.data.emoji.five_style_names(),
                 "objective": None,
             },
-            weights={"encoder": clip.visual.state_dict(), "text": clip.text.state_dict()},
-            provenance=provenance(self.name, config, self.data.fingerprint, [], figures),
+            weights={"encoder": group(state, "clip.visual"), "text": group(state, "clip.text")},
+            provenance=provenance(self.name, config, self.data, [], figures),
         )
 
 
 def run(config: TeacherConfig) -> Path:
     """Train the teacher; returns the checkpoint's path."""
-    path = train(TeacherTask(config), config)
-    print(f"next: python -m train.pretrain --teacher {path}")
+    path = train(TeacherTask(config))
+    say(f"next: python -m train.pretrain --teacher {path}")
     return path
 
 

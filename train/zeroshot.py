@@ -9,9 +9,11 @@ true caption the encoder learns the teacher's distribution over them (``--distil
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +26,16 @@ from digpt.errors import CapabilityError, ConfigError
 from digpt.preprocess import Preprocess
 from digpt.sources import load_model
 from train.augment import AugmentConfig
-from train.config import TrainConfig, main
+from train.clock import Clock
+from train.config import TrainConfig, main, resolved, say
 from train.contrastive import SIDE_SPLITS, Captions, all_concepts_loss, text_to_image_loss, zero_shot_figures
-from train.data import EmojiTraining
-from train.loop import Clock, train
+from train.data import Batch, emoji_training
+from train.distributed import gather
+from train.loop import train
+from train.optim import decay_groups
 from train.provenance import parent, provenance
+from train.share import Share
+from train.task import Evaluation, group
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,9 @@ class ZeroshotModule(nn.Module):
         nn.init.normal_(self.projection.weight, std=encoder.embed_dim**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
 
-    def forward(self, normalised: Tensor) -> Tensor:
-        """Normalised ``[B,3,S,S]`` -> unit ``[B,D]``."""
-        return F.normalize(self.projection(self.encoder(normalised)).float(), dim=-1)
+    def forward(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised ``[B,3,S,S]`` -> unit ``[B,D]`` and the logit scale."""
+        return F.normalize(self.projection(self.encoder(normalised)).float(), dim=-1), self.logit_scale.exp()
 
 
 class ZeroshotTask:
@@ -68,9 +75,8 @@ class ZeroshotTask:
 
     def __init__(self, config: ZeroshotConfig) -> None:
         torch.manual_seed(config.seed)
-        torch.set_num_threads(config.threads)
-        self.config = config
-        self.data = EmojiTraining(config.seed, config.batch_size, config.augment, config.data_root, config.image_size)
+        self.data = emoji_training(config, config.augment, config.image_size)
+        self.config = resolved(config, len(self.data))
         self.teacher = load_model(config.teacher)
         if self.teacher.text is None or self.teacher.text.tokenizer_json is None:
             raise CapabilityError(f"{config.teacher} has no text tower of our own; train one with train.teacher.")
@@ -79,6 +85,7 @@ class ZeroshotTask:
         encoder = self._encoder()
         self.captions = Captions(self.data.emoji, self.text.tokenize)
         self.table = self._embed(self.captions.tokens)  # unit [captions, D]
+        self.names = self._embed(torch.from_numpy(self.text.tokenize(self.data.emoji.five_style_names())))
         self.module = ZeroshotModule(encoder, self.table.shape[1], self.teacher.logit_scale or 14.3)
 
     def _encoder(self) -> VisionTransformer:
@@ -105,22 +112,37 @@ class ZeroshotTask:
     def _embed(self, tokens: Tensor) -> Tensor:
         return torch.cat([F.normalize(self.text.module(part).float(), dim=-1) for part in tokens.split(256)])
 
-    def loss(self, step: int, clock: Clock) -> dict[str, Tensor]:
+    def to(self, device: torch.device) -> None:
+        """Move the teacher and the tables of captions."""
+        self.captions.to(device)
+        self.teacher.module.to(device)
+        self.table = self.table.to(device)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.module.encoder.blocks)
+
+    def batches(self, first: int, share: Share) -> Iterator[list[Batch]]:
+        if share.accumulate > 1:
+            raise ConfigError("train.zeroshot contrasts within the whole batch: leave accumulate at 1.")
+        return self.data.batches(first, share)
+
+    def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         with clock.part("loader"):
-            batch = self.data.batch(step)
-            rows = self.captions.row[batch.concepts]
+            batch = batch.to(self.table.device)
+            rows = self.captions.row[batch.labels]
             # one caption per concept and step, keyed by the step
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-            everyone = torch.arange(self.captions.count)
-            texts = self.table[self.captions.draw(everyone, torch.rand(self.captions.count, generator=generator))]
-            distinct, inverse = torch.unique(rows, return_inverse=True)
+            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + batch.step)
+            everyone = torch.arange(self.captions.count, device=rows.device)
+            uniform = torch.rand(self.captions.count, generator=generator).to(rows.device)
+            texts = self.table[self.captions.draw(everyone, uniform)]
+            distinct, inverse = torch.unique(gather(rows), return_inverse=True)
             positive = F.one_hot(inverse, len(distinct)).T.float()
-            images = (batch.images - self._mean) / self._std
+            images = self.normalise(batch.images)
         soft = self._teacher_distribution(batch.images, texts, clock) if self.config.distill else None
         with clock.part("encoder"):
-            embedded, scale = self.module(images), self.module.logit_scale.exp()
+            embedded, scale = model(images)
             to_text = all_concepts_loss(embedded, texts, rows, scale)
-            to_image = text_to_image_loss(embedded, texts[distinct], positive, scale)
+            to_image = text_to_image_loss(gather(embedded), texts[distinct], positive, scale)
             contrastive = (to_text + to_image) / 2
             if soft is None:
                 return {"loss": contrastive, "scale": scale.detach()}
@@ -136,13 +158,11 @@ class ZeroshotTask:
             embedded = F.normalize(module.embed(module.normalise_float(images)).float(), dim=-1)
             return ((self.teacher.logit_scale or 1.0) * embedded @ texts.T).softmax(dim=1)
 
-    @cached_property
-    def _mean(self) -> Tensor:
-        return torch.tensor(self.preprocess.mean).view(3, 1, 1)
-
-    @cached_property
-    def _std(self) -> Tensor:
-        return torch.tensor(self.preprocess.std).view(3, 1, 1)
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] in the encoder's statistics."""
+        statistics = self.preprocess.mean, self.preprocess.std
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in statistics)
+        return (images - mean) / std
 
     def backward(self, loss: Tensor, clock: Clock) -> None:
         with clock.part("encoder"):
@@ -156,49 +176,60 @@ class ZeroshotTask:
     def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: self.data.split(name) for name in SIDE_SPLITS}
 
-    def evaluate(self) -> dict[str, float]:
-        names = self._embed(torch.from_numpy(self.text.tokenize(self.data.emoji.five_style_names())))
+    def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
+        """Zero-shot top-1 among the five-style names, per split."""
 
         def embed(images: Tensor) -> Tensor:
-            return self.module((images - self._mean) / self._std)
+            evaluation.check()
+            return self.module(self.normalise(images.to(evaluation.device)))[0].cpu()
 
-        return zero_shot_figures(self.data.emoji, names, embed, self._splits.__getitem__)
+        return zero_shot_figures(self.data.emoji, self.names, embed, self._splits.__getitem__)
 
-    def no_weight_decay(self) -> set[str]:
-        return {"encoder.cls_token", "encoder.pos_embed", "logit_scale"}
+    def best(self) -> str:
+        return "flat_top1"
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        exempt = "encoder.cls_token", "encoder.pos_embed", "logit_scale"
+        return decay_groups(self.module, self.config.weight_decay, exempt)
+
+    def flops_per_image(self) -> float:
+        return 0.0
+
+    def notes(self) -> dict[str, float]:
+        return self.data.notes()
 
     def inputs(self) -> dict[str, str]:
         return {"data": self.data.fingerprint, **{parent["role"]: parent["fingerprint"] for parent in self.parents}}
 
-    def checkpoint(self, figures: dict[str, float]) -> Checkpoint:
-        encoder, dim = self.module.encoder, self.table.shape[1]
-        text = {**self.teacher.config["text"], "logit_scale": self.module.logit_scale.exp().item()}
+    def checkpoint(self, figures: dict[str, float], state: dict[str, Tensor]) -> Checkpoint:
+        text = {**self.teacher.config["text"], "logit_scale": math.exp(state["logit_scale"].item())}
+        head = {"type": "projection", "in": self.module.encoder.embed_dim, "out": self.table.shape[1]}
         return Checkpoint(
             config={
                 "architecture": "timm",
                 "encoder": self.encoder_config,
                 "preprocess": self.preprocess.to_dict(),
                 "pooling": "avg",
-                "head": {"type": "projection", "in": encoder.embed_dim, "out": dim},
+                "head": head,
                 "text": text,
                 "labels": self.data.emoji.five_style_names(),
                 "objective": None,
             },
             weights={
-                "encoder": encoder.state_dict(),
-                "head": self.module.projection.state_dict(),
+                "encoder": group(state, "encoder"),
+                "head": group(state, "projection"),
                 "text": self.text.module.state_dict(),
             },
-            provenance=provenance(self.name, self.config, self.data.fingerprint, self.parents, figures),
+            provenance=provenance(self.name, self.config, self.data, self.parents, figures),
         )
 
 
 def run(config: ZeroshotConfig) -> Path:
     """Tune; prints the commands to type next; returns the checkpoint's path."""
-    path = train(ZeroshotTask(config), config)
-    print(f"next: python -m evaluate.robustness {path}")
-    print(f"      python -m export {path} --to onnx --output {path.parent / 'artifact'}")
-    print(f"      python -m serve --model {path}")
+    path = train(ZeroshotTask(config))
+    say(f"next: python -m evaluate.robustness {path}")
+    say(f"      python -m export {path} --to onnx --output {path.parent / 'artifact'}")
+    say(f"      python -m serve --model {path}")
     return path
 
 

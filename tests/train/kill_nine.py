@@ -34,11 +34,12 @@ def main(folder: Path, kills: int) -> None:
     straight = dataclasses.replace(TINY, output=folder / "straight", steps=12 * kills)
     killed = dataclasses.replace(straight, output=folder / "killed")
     task = TeacherTask(straight)
-    task.evaluate = lambda: {}  # type: ignore[method-assign]  # thousands of images: not what is tested here
+    task.evaluate = lambda evaluation: {}  # type: ignore[method-assign]  # thousands of images: not what is tested here
     fork = multiprocessing.get_context("fork")
 
     def start(config: TeacherConfig) -> ForkProcess:
-        child = fork.Process(target=train, args=(task, config, Console(file=io.StringIO())))
+        task.config = config
+        child = fork.Process(target=train, args=(task, Console(file=io.StringIO())))
         child.start()
         return child
 

@@ -20,7 +20,7 @@ from digpt.artifact import read_checkpoint
 from digpt.errors import CheckpointError, ConfigError, DigptError
 from train.config import parse
 from train.loop import Clock, Interrupted, train
-from train.optim import build_optimizer, learning_rate
+from train.optim import build_optimizer, decay_groups, learning_rate
 from train.teacher import TeacherConfig, TeacherTask
 
 TINY = TeacherConfig(
@@ -31,7 +31,7 @@ TINY = TeacherConfig(
 
 def task_for(config: TeacherConfig) -> TeacherTask:
     task = TeacherTask(config)
-    task.evaluate = lambda: {}  # type: ignore[method-assign]  # thousands of images: not what is tested here
+    task.evaluate = lambda evaluation: {}  # type: ignore[method-assign]  # thousands of images: not what is tested here
     return task
 
 
@@ -53,7 +53,7 @@ def same_weights(first: Path, second: Path) -> bool:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
     config = dataclasses.replace(TINY, output=folder)
-    train(task_for(config), config, quiet())
+    train(task_for(config), quiet())
     return folder
 
 
@@ -82,7 +82,7 @@ def test_kill_nine_at_random_moments_changes_no_bit(tmp_path: Path, kills: int) 
 def test_another_configuration_is_refused_by_field_and_overwrite_restarts(straight: Path) -> None:
     other = dataclasses.replace(TINY, output=straight, lr=0.5)
     with pytest.raises(ConfigError, match=r"lr \(0.001 there, 0.5 now\).*--overwrite"):
-        train(task_for(other), other, quiet())
+        train(task_for(other), quiet())
 
 
 def test_sigterm_saves_and_the_same_command_resumes(straight: Path, tmp_path: Path) -> None:
@@ -96,17 +96,17 @@ def test_sigterm_saves_and_the_same_command_resumes(straight: Path, tmp_path: Pa
 
     task.after_step = interrupt  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="stopped at step 1"):
-        train(task, config, quiet())
-    train(task_for(config), config, quiet())
+        train(task, quiet())
+    train(task_for(config), quiet())
     assert same_weights(straight / "ckpt.pt", tmp_path / "ckpt.pt")
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, output=tmp_path, steps=1)
-    train(task_for(config), config, quiet())
+    train(task_for(config), quiet())
     (tmp_path / "resume.pt").write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"resume\.pt"):
-        train(task_for(config), config, quiet())
+        train(task_for(config), quiet())
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(t
     task = task_for(config)
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
     scale = task.module.clip.logit_scale
-    task.loss = lambda step, clock: {"loss": (scale - scale.detach()).sqrt().sum()}  # type: ignore[method-assign]
+    task.loss = lambda model, batch, clock: {"loss": (scale - scale.detach()).sqrt().sum()}  # type: ignore[method-assign]
     with pytest.raises(DigptError, match=r"gradient is not finite at step 1 \(loss 0\)"):
-        train(task, config, quiet())
+        train(task, quiet())
     assert all(torch.equal(value, before[name]) for name, value in task.module.state_dict().items())
     assert not (tmp_path / "resume.pt").exists()
 
@@ -137,21 +137,21 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(t
 def test_a_finished_run_is_left_as_it_is(straight: Path) -> None:
     files = {file: file.read_bytes() for file in straight.iterdir()}
     config = dataclasses.replace(TINY, output=straight)
-    assert train(task_for(config), config, quiet()) == straight / "ckpt.pt"
+    assert train(task_for(config), quiet()) == straight / "ckpt.pt"
     assert {file: file.read_bytes() for file in straight.iterdir()} == files
 
 
 def test_overwrite_starts_again_and_keeps_what_is_not_ours(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, output=tmp_path, steps=2)
-    train(task_for(config), config, quiet())
+    train(task_for(config), quiet())
     (tmp_path / "notes.txt").write_text("mine")
     again = dataclasses.replace(config, lr=0.5, overwrite=True)
-    train(task_for(again), again, quiet())
+    train(task_for(again), quiet())
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert json.loads((tmp_path / "config.json").read_text())["lr"] == 0.5 and len(losses(tmp_path)) == 2
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"without its config\.json.*--overwrite"):
-        train(task_for(again), config, quiet())
+        train(task_for(config), quiet())
 
 
 def test_another_teacher_behind_the_same_path_is_noticed(straight: Path) -> None:
@@ -159,7 +159,7 @@ def test_another_teacher_behind_the_same_path_is_noticed(straight: Path) -> None
     task = task_for(config)
     task.inputs = lambda: {"data": "another"}  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match=r"data fingerprint \(.* there, 'another' now\)"):
-        train(task, config, quiet())
+        train(task, quiet())
 
 
 def test_schedule_and_weight_decay_groups() -> None:
@@ -167,10 +167,10 @@ def test_schedule_and_weight_decay_groups() -> None:
     assert learning_rate(0, config) == pytest.approx(0.1) and learning_rate(9, config) == pytest.approx(1.0)
     assert learning_rate(55, config) == pytest.approx(0.55) and learning_rate(100, config) == pytest.approx(0.1)
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    decay, plain = build_optimizer(module, config).param_groups
+    decay, plain = build_optimizer(decay_groups(module, 0.05), config).param_groups
     assert [p.ndim for p in decay["params"]] == [2] and len(plain["params"]) == 3 and plain["weight_decay"] == 0
-    exempt = build_optimizer(module, config, {"0.weight"}).param_groups
-    assert not exempt[0]["params"]
+    (exempt,) = build_optimizer(decay_groups(module, 0.05, {"0.weight"}), config).param_groups
+    assert len(exempt["params"]) == 4 and exempt["weight_decay"] == 0
 
 
 def test_clock_books_nested_time_once() -> None:

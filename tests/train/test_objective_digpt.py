@@ -52,7 +52,7 @@ def batch(objective: DigptObjective, count: int = 3) -> tuple[Tensor, Tensor, Te
     tokens = objective.teacher_layout.grid[0] * objective.teacher_layout.grid[1] + 1
     images = torch.randn(count, 3, height, width, generator=generator)
     targets = torch.randn(count, tokens, 12, generator=generator) + 0.5
-    return images, targets, random_permutation(count, objective.clusters, generator=generator)
+    return images, targets, random_permutation(count, objective.units, generator=generator)
 
 
 def change_cluster(objective: DigptObjective, images: Tensor, permutation: Tensor, place: int) -> Tensor:
@@ -92,7 +92,7 @@ def test_later_cluster_changes_no_earlier_prediction(arrangement: tuple[Any, ...
     images, _, permutation = batch(objective)
     size = objective.layout.size
     before = predict(objective, images, permutation)
-    for place in range(objective.clusters - 1):
+    for place in range(objective.units - 1):
         after = predict(objective, change_cluster(objective, images, permutation, place), permutation)
         for branch in ("gen", "dis"):
             difference = (before[branch] - after[branch]).abs().amax(-1)  # [B, N]
@@ -119,7 +119,7 @@ def test_arrangements_against_a_brute_force_loss(
     for branch in ("gen", "dis"):
         assert output.losses[branch].item() == pytest.approx(total[branch], abs=1e-5)
         torch.testing.assert_close(output.steps[branch], torch.tensor(steps[branch]), atol=1e-5, rtol=0)
-        assert output.steps[branch].shape == (objective.clusters - 1,)
+        assert output.steps[branch].shape == (objective.units - 1,)
     assert output.loss.item() == pytest.approx(total["gen"] + total["dis"], abs=1e-5)
 
 
@@ -131,10 +131,10 @@ def brute_force(
     own, size = objective.layout.cluster_shape, objective.layout.size
     totals, by_step = {}, {}
     for branch, offset in (("gen", 1), ("dis", 0)):
-        values, steps = [], [[] for _ in range(objective.clusters - 1)]
+        values, steps = [], [[] for _ in range(objective.units - 1)]
         for b in range(len(targets)):
             grid = targets[b, 1:].view(rows, columns, -1)
-            for step in range(objective.clusters - 1):
+            for step in range(objective.units - 1):
                 row, column = divmod(int(permutation[b, step + offset]), objective.layout.cluster_grid[1])
                 want = grid[row * height : (row + 1) * height, column * width : (column + 1) * width]
                 part = predictions[branch][b, step * size : (step + 1) * size].T.reshape(1, -1, *own)
@@ -192,7 +192,7 @@ def test_constant_baseline_against_brute_force() -> None:
     output = objective(images, targets, permutation)
     unit = F.normalize(targets, dim=-1)
     clusters = objective.teacher_layout.to_clusters(unit[:, 1:])
-    count = (objective.clusters - 1) * objective.teacher_layout.size
+    count = (objective.units - 1) * objective.teacher_layout.size
     mean = (clusters.mean((0, 1, 2)) * count + unit[:, 0].mean(0)) / (count + 1)
     for branch, chosen in (("gen", permutation[:, 1:]), ("dis", permutation[:, :-1])):
         picked = torch.stack([clusters[b, chosen[b]] for b in range(5)])  # [B, K-1, S_t, T]

@@ -1,23 +1,26 @@
-"""The seam between the trainer and a pretraining objective: what it takes, what it returns, what target it wants."""
+"""The seam between the trainer and a pretraining objective: what it takes, what it returns, what target it wants.
+
+Nothing in a paradigm is random but the ``permutation`` it is given, and nothing depends on how many processes train.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from digpt.errors import ConfigError
-
-TargetKind = Literal["tokens", "pixels"]
+from train.objective.clusters import random_permutation
+from train.objective.spaces import TargetSpace
+from train.objective.stack import BlockStack
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """One forward pass. ``losses`` and ``baselines`` hold scalars by branch (``gen``, ``dis``, ``fd``);
+    """One forward pass. ``losses`` and ``baselines`` hold scalars by branch (``gen``, ``mae``, ...);
     ``steps`` and ``step_baselines`` hold ``[K-1]`` means over the patch tokens of each causal step (class excluded).
 
     Only ``loss`` carries a gradient; everything else is detached (predictions, when asked for, are not).
@@ -42,22 +45,48 @@ class ObjectiveOutput:
 
 
 class Paradigm(nn.Module, ABC):
-    """A pretraining objective around one encoder. Subclasses register in ``train.objective.PARADIGMS``."""
+    """A pretraining objective around one encoder. Subclasses register in ``train.objective.PARADIGMS``.
 
-    target: ClassVar[TargetKind]
+    Every trainable parameter gets a gradient in every step, so data-parallel wrappers need not look for unused ones.
+    """
+
     encoder: VisionTransformer
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    def __init__(self, encoder: VisionTransformer, space: TargetSpace) -> None:
         super().__init__()
         _check_encoder(encoder)
         self.encoder = encoder
+        self.space = space
         assert encoder.pos_embed is not None
         encoder.pos_embed.requires_grad_(False)  # positions are fixed while pretraining
 
     @property
-    def clusters(self) -> int:
-        """K, how many clusters a permutation orders; 1 for an objective without clusters."""
+    def units(self) -> int:
+        """How many units a permutation orders: clusters, patches, or 1 for an objective without an order."""
         return 1
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated transformer blocks, encoder's then decoders': what is compiled and sharded one by one."""
+        return [*self.encoder.blocks, *(block for stack in self._stacks() for block in stack.blocks)]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block of encoder and decoders in the backward pass instead of storing its activations."""
+        self.encoder.set_grad_checkpointing(enable)
+        for stack in self._stacks():
+            stack.grad_checkpointing = enable
+
+    def _stacks(self) -> list[BlockStack]:
+        return [module for module in self.modules() if isinstance(module, BlockStack)]
+
+    def _order(self, images: Tensor, permutation: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """The permutation given, checked, or one drawn from ``generator``: int64 ``[B, units]``."""
+        if permutation is None:
+            return random_permutation(len(images), self.units, images.device, generator)
+        if tuple(permutation.shape) != (len(images), self.units):
+            raise ConfigError(
+                f"The permutation {tuple(permutation.shape)} is not [B, units] = {(len(images), self.units)}."
+            )
+        return permutation
 
     @abstractmethod
     def forward(
@@ -72,8 +101,9 @@ class Paradigm(nn.Module, ABC):
 
         Args:
             images: ``[B,3,h,w]``, normalised with the student's mean and std.
-            targets: for ``target == "tokens"`` teacher tokens ``[B, 1+N_t, T]``, class token first.
-            permutation: int64 ``[B,K]``, the order of the clusters per sample; drawn from ``generator`` if None.
+            targets: what a target of ``space.kind`` returns: teacher tokens ``[B, 1+N_t, T]``, class token first;
+                pixels ``[B, N, p*p*3]``; codes int64 ``[B, N]``.
+            permutation: int64 ``[B, units]``, the order of the units per sample; drawn from ``generator`` if None.
             generator: used only where no permutation is given.
             return_predictions: also return the raw predictions, before resizing and normalising.
         """

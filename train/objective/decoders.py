@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from digpt.encoder import init_linear
 from digpt.errors import ConfigError
+from train.objective.stack import BlockStack, run_block
 
 
 class CrossAttention(nn.Module):
@@ -94,8 +95,8 @@ class LastProjection(nn.Module):
         return [self.proj(self.norm(taps[-1]))] * self.layers
 
 
-class Decoder(nn.Module):
-    """Queries plus tapped encoder outputs to predictions ``[B,N,T]``."""
+class Decoder(BlockStack):
+    """Queries plus tapped encoder outputs to predictions ``[B,N,T]``, T the width of the targets' space."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class Decoder(nn.Module):
         """``positions`` ``[B, N-1, D]`` of the patches to predict; the class query carries the zero position."""
         query = self.query + F.pad(positions, (0, 0, 0, 1))  # [B, N, D]
         for block, memory in zip(self.blocks, self.memory(taps), strict=True):
-            query = block(query, memory, mask)
+            query = run_block(block, query, memory, mask, checkpointing=self.grad_checkpointing)
         return self.pred(self.norm(query))
 
 

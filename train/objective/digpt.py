@@ -1,7 +1,7 @@
-"""The D-iGPT objective (paper, sections 3.2 and 3.3): predict the next and the present clusters of teacher tokens.
+"""The D-iGPT objective (paper, sections 3.2 and 3.3): predict the next and the present clusters of the target.
 
 Shapes: B batch; K clusters of S patches; N = (K-1)*S + 1 encoder tokens, class token LAST; C encoder width; D decoder
-width; S_t teacher tokens per cluster; T teacher width.
+width; S_t target tokens per cluster; W width of a prediction (teacher width, p*p*3, codebook size).
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from digpt.encoder import sincos_2d
 from digpt.errors import ConfigError
-from train.objective.base import ObjectiveOutput, Paradigm, TargetKind
-from train.objective.clusters import ClusterLayout, check_arrangement, random_permutation, visible_patches
+from train.objective.base import ObjectiveOutput, Paradigm
+from train.objective.clusters import ClusterLayout, check_arrangement
 from train.objective.decoders import Decoder, DirectHead, LastProjection, TapProjection
-from train.objective.losses import GridResize, MeanBaseline, cosine_loss
+from train.objective.losses import GridResize
 from train.objective.masks import block_causal_mask
+from train.objective.spaces import TargetSpace
+from train.objective.stack import embed_visible, run_encoder
 
 Fidelity = Literal["fixed", "official", "paper"]
 
@@ -87,49 +88,49 @@ def tap_blocks(config: DigptConfig, depth: int) -> tuple[int, ...]:
 
 
 class DigptObjective(Paradigm):
-    """Generative and discriminative decoders over a block-causal encoder of the first K-1 permuted clusters."""
+    """Generative and discriminative decoders over a block-causal encoder of the first K-1 permuted clusters.
 
-    target: ClassVar[TargetKind] = "tokens"
+    Both decoders append a class query; it has a loss only where the target brings a class token.
+    """
+
     branches: ClassVar[tuple[str, ...]] = ("gen", "dis")
     direct: ClassVar[tuple[str, ...]] = ()  # branches that distil straight from the encoder output
     positions: Tensor
     mask: Tensor
 
-    def __init__(
-        self, encoder: VisionTransformer, config: DigptConfig, teacher_grid: tuple[int, int], teacher_width: int
-    ) -> None:
-        super().__init__(encoder)
-        grid, teacher_grid = encoder.patch_embed.grid_size, (teacher_grid[0], teacher_grid[1])
-        check_arrangement(config.cluster_grid, {"patch grid": grid, "teacher grid": teacher_grid})
-        self.config, self.teacher_width = config, teacher_width
+    def __init__(self, encoder: VisionTransformer, config: DigptConfig, space: TargetSpace) -> None:
+        super().__init__(encoder, space)
+        grid, target_grid = encoder.patch_embed.grid_size, (space.grid[0], space.grid[1])
+        space.check_grid(grid)
+        check_arrangement(config.cluster_grid, {"patch grid": grid, "teacher grid": target_grid})
+        self.config = config
         self.layout = ClusterLayout(grid, config.cluster_grid)
-        self.teacher_layout = ClusterLayout(teacher_grid, config.cluster_grid, "teacher grid")
+        self.teacher_layout = ClusterLayout(target_grid, config.cluster_grid, "teacher grid")
         self.taps = tap_blocks(config, len(encoder.blocks))
         for branch in self.branches:
             self.add_module(branch, self._make_branch(branch))
         self.resize = GridResize(self.layout.cluster_shape, self.teacher_layout.cluster_shape)
-        self.baseline = MeanBaseline(teacher_width)
-        positions = self.layout.to_clusters(sincos_2d(config.decoder_width, grid[0], grid[1], class_token=False)[None])[
-            0
-        ]
-        self.register_buffer("positions", positions, persistent=False)  # [K, S, D]
+        self.baseline = space.baseline()
+        table = sincos_2d(config.decoder_width, grid[0], grid[1], class_token=False)
+        self.register_buffer("positions", self.layout.to_clusters(table[None])[0], persistent=False)  # [K, S, D]
         self.register_buffer("mask", block_causal_mask(self.layout.count - 1, self.layout.size), persistent=False)
 
     def _make_branch(self, branch: str) -> nn.Module:
         config, width, paper = self.config, self.encoder.embed_dim, self.config.fidelity == "paper"
         if branch in self.direct:
-            return DirectHead(width, self.teacher_width)
+            return DirectHead(width, self.space.width)
         dim, depth, eps = config.decoder_width, config.decoder_depth, config.tap_norm_eps
         memory: TapProjection | LastProjection
         if paper:
             memory = LastProjection(width, dim, depth, eps)
         else:
             memory = TapProjection(width, len(self.taps), dim, depth, eps, config.fidelity == "official")
-        heads, out, ratio = config.decoder_heads, self.teacher_width, config.mlp_ratio
+        heads, out, ratio = config.decoder_heads, self.space.width, config.mlp_ratio
         return Decoder(memory, dim, heads, depth, out, ratio, config.norm_eps, self_attention=not paper)
 
     @property
-    def clusters(self) -> int:
+    def units(self) -> int:
+        """K, the number of clusters."""
         return self.layout.count
 
     def forward(
@@ -140,17 +141,18 @@ class DigptObjective(Paradigm):
         generator: torch.Generator | None = None,
         return_predictions: bool = False,
     ) -> ObjectiveOutput:
-        if permutation is None:
-            permutation = random_permutation(len(images), self.clusters, images.device, generator)
-        patches, class_unit = self._unit_targets(targets, permutation)
+        permutation = self._order(images, permutation, generator)
+        patches, class_target = self._ordered_targets(targets, permutation)
         predictions = self.predict(images, permutation)
         losses, steps, baselines, step_baselines = {}, {}, {}, {}
-        patch_means = patches.mean(dim=2)  # [B, K, T]
-        self._update_baseline(patch_means, class_unit)
-        class_baseline, cluster_baseline = self.baseline(class_unit), self.baseline(patch_means)  # [B], [B, K]
+        clusters = self.space.summary(patches)  # [B, K, .]
+        class_token = None if class_target is None else self.space.summary(class_target[:, None])  # [B, .]
+        self._update_baseline(clusters, class_token)
+        cluster_baseline = self.baseline(clusters)  # [B, K]
+        class_baseline = None if class_token is None else self.baseline(class_token)  # [B]
         for branch, prediction in predictions.items():
             predicted = slice(1, None) if branch == "gen" else slice(None, -1)  # which permuted clusters
-            step, class_loss = self._token_losses(prediction, patches[:, predicted], class_unit)
+            step, class_loss = self._token_losses(prediction, patches[:, predicted], class_target)
             losses[branch] = self._combine(step, class_loss)
             steps[branch] = step.detach().mean(0)
             baselines[branch] = self._combine(cluster_baseline[:, predicted], class_baseline)
@@ -162,7 +164,7 @@ class DigptObjective(Paradigm):
         return ObjectiveOutput(loss, detached, baselines, steps, step_baselines, kept)
 
     def predict(self, images: Tensor, permutation: Tensor) -> dict[str, Tensor]:
-        """Raw predictions ``[B,N,T]`` by branch, class token last, on the student's grid.
+        """Raw predictions ``[B,N,W]`` by branch, class token last, on the student's grid.
 
         Position i of ``gen`` predicts permuted cluster i+1 from clusters up to i, of ``dis`` cluster i itself.
         """
@@ -176,47 +178,41 @@ class DigptObjective(Paradigm):
 
     def encode(self, images: Tensor, visible: Tensor) -> list[Tensor]:
         """Encode the visible clusters ``[B,K-1]`` only, block-causally -> tapped block outputs ``[B,N,C]``."""
-        encoder, projection = self.encoder, self.encoder.patch_embed.proj
-        assert encoder.pos_embed is not None and encoder.cls_token is not None  # checked by the constructor
-        pixels = visible_patches(images, self.layout, visible)
-        tokens = F.linear(pixels, projection.weight.flatten(1), projection.bias)  # [B, (K-1)*S, C]
-        positions = self.layout.to_clusters(encoder.pos_embed[:, 1:])[0]  # [K, S, C]
-        tokens = tokens + positions[visible].flatten(1, 2)
-        class_token = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(images), -1, -1)
-        tokens = encoder.pos_drop(torch.cat([tokens, class_token.to(tokens.dtype)], dim=1))
-        outputs = []
-        for number, block in enumerate(encoder.blocks[: self.taps[-1]], start=1):
-            tokens = block(tokens, attn_mask=self.mask)
-            if number in self.taps:
-                outputs.append(tokens)
-        return outputs
+        return run_encoder(
+            self.encoder, embed_visible(self.encoder, images, self.layout, visible), self.mask, self.taps
+        )
 
     @torch.no_grad()
-    def _unit_targets(self, targets: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher tokens ``[B,1+N_t,T]`` -> unit patches ``[B,K,S_t,T]`` in permuted order and unit class ``[B,T]``."""
-        expected = (self.teacher_layout.grid[0] * self.teacher_layout.grid[1] + 1, self.teacher_width)
-        if tuple(targets.shape[1:]) != expected:
-            raise ConfigError(f"Targets {tuple(targets.shape[1:])} are not [1 + tokens, width] = {expected}.")
-        unit = F.normalize(targets.float(), dim=-1)
-        clusters = self.teacher_layout.to_clusters(unit[:, 1:])
+    def _ordered_targets(self, targets: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A batch of targets -> patches ``[B,K,S_t,.]`` in permuted order and the class target ``[B,.]``."""
+        patches, class_target = self.space.split(targets)
         samples = torch.arange(len(targets), device=targets.device)[:, None]
-        return clusters[samples, permutation], unit[:, 0]
+        return self.teacher_layout.to_clusters(patches)[samples, permutation], class_target
 
-    def _token_losses(self, prediction: Tensor, patches: Tensor, class_unit: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_losses(
+        self, prediction: Tensor, patches: Tensor, class_target: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Mean loss per causal step ``[B,K-1]`` and of the class token ``[B]``."""
-        by_cluster = prediction[:, :-1].unflatten(1, (self.clusters - 1, -1))  # [B, K-1, S, T]
-        return cosine_loss(self.resize(by_cluster), patches).mean(-1), cosine_loss(prediction[:, -1], class_unit)
+        by_cluster = prediction[:, :-1].unflatten(1, (self.units - 1, -1))  # [B, K-1, S, W]
+        steps = self.space.loss(self.resize(by_cluster), patches).mean(-1)
+        return steps, None if class_target is None else self.space.loss(prediction[:, -1], class_target)
 
-    def _combine(self, steps: Tensor, class_token: Tensor) -> Tensor:
-        """Mean over the ``(K-1)*S_t + 1`` tokens of all samples, from step means ``[B,K-1]`` and class ``[B]``."""
+    def _combine(self, steps: Tensor, class_token: Tensor | None) -> Tensor:
+        """Mean over the ``(K-1)*S_t (+ 1)`` tokens of all samples, from step means ``[B,K-1]`` and class ``[B]``."""
+        if class_token is None:
+            return steps.mean()
         size = self.teacher_layout.size
         return ((steps.sum(1) * size + class_token) / (steps.shape[1] * size + 1)).mean()
 
-    def _update_baseline(self, patch_means: Tensor, class_unit: Tensor) -> None:
+    def _update_baseline(self, clusters: Tensor, class_token: Tensor | None) -> None:
         """Fold in the mean target of an average loss token: each cluster is predicted equally often."""
-        if self.training:
-            count = (self.clusters - 1) * self.teacher_layout.size
-            self.baseline.update((patch_means.mean((0, 1)) * count + class_unit.mean(0)) / (count + 1))
+        if not self.training:
+            return
+        mean = clusters.mean((0, 1))
+        if class_token is not None:
+            count = (self.units - 1) * self.teacher_layout.size
+            mean = (mean * count + class_token.mean(0)) / (count + 1)
+        self.baseline.update(mean)
 
     def no_weight_decay(self) -> set[str]:
         if self.config.fidelity != "fixed":
@@ -225,7 +221,7 @@ class DigptObjective(Paradigm):
 
 
 class GenObjective(DigptObjective):
-    """The Gen decoder alone (our own extra row beside the paper's Table 9)."""
+    """The Gen decoder alone: our own extra row beside the paper's Table 9; on pixels, the paper's iGPT (Table 5)."""
 
     branches = ("gen",)
 

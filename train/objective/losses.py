@@ -1,9 +1,12 @@
-"""Cosine loss, grid resizing and the constant-mean baseline that a prediction must beat.
+"""Cosine loss, grid resizing and the constant predictions that a model must beat.
 
 Shapes: B batch, K clusters, S_t teacher tokens per cluster, T teacher width.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +27,13 @@ def resize_matrix(source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     return resized.flatten(2)[0].T
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which autocast is off; on devices that know none, such as ``meta``, nothing changes."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class GridResize(nn.Module):
     """Resize tokens ``[..., S, T]`` of one grid to ``[..., S_t, T]`` of another, in float32; equal grids pass through.
 
@@ -40,16 +50,16 @@ class GridResize(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if self.matrix is None:
             return tokens
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             return self.matrix.float() @ tokens.float()
 
 
-class MeanBaseline(nn.Module):
-    """Loss of predicting, everywhere, the constant mean direction of the targets.
+class Baseline(nn.Module):
+    """Loss of the best constant prediction: a model below this line has learned something about the image.
 
-    A model below this line has learned something about the image; one at it has only learned the teacher's mean.
-    The mean of unit targets is a running average (plain for the first 100 training batches, then exponential with
-    weight 0.01). The best constant is m = mean(t)/|mean(t)| and its loss is ``2 - 2*mean(cos(t, m))``.
+    It works on summaries, means over tokens in which that loss is linear (``TargetSpace.summary``), and keeps their
+    running average (plain for the first 100 training batches, then exponential with weight 0.01) of this process's
+    batches.
     """
 
     mean: Tensor
@@ -62,9 +72,16 @@ class MeanBaseline(nn.Module):
 
     @torch.no_grad()
     def update(self, batch_mean: Tensor) -> None:
-        """Fold the mean unit target ``[T]`` of one batch into the running mean."""
+        """Fold the mean summary ``[W]`` of one batch into the running mean."""
         self.batches += 1
         self.mean.lerp_(batch_mean.to(self.mean.dtype), (1 / self.batches).clamp_min(0.01))
+
+
+class MeanBaseline(Baseline):
+    """Predict, everywhere, the mean direction of the unit targets.
+
+    The best constant is m = mean(t)/|mean(t)| and its loss is ``2 - 2*mean(cos(t, m))``.
+    """
 
     @torch.no_grad()
     def forward(self, target_unit_mean: Tensor) -> Tensor:
@@ -72,4 +89,25 @@ class MeanBaseline(nn.Module):
 
         The cosine is linear in the target, so the mean of the targets suffices.
         """
-        return 2 - 2 * target_unit_mean @ F.normalize(self.mean, dim=0)
+        return 2 - 2 * (target_unit_mean * F.normalize(self.mean, dim=0)).sum(-1)
+
+
+class VarianceBaseline(Baseline):
+    """Predict zero, the mean of every normalised patch: the loss is the mean square, about 1 less for flat patches."""
+
+    @torch.no_grad()
+    def forward(self, mean_square: Tensor) -> Tensor:
+        """Mean squares ``[..., 1]`` -> ``[...]``."""
+        return mean_square[..., 0]
+
+
+class FrequencyBaseline(Baseline):
+    """Predict, everywhere, the running frequency of the codes: on average the loss is its entropy, in nats."""
+
+    @torch.no_grad()
+    def forward(self, frequencies: Tensor) -> Tensor:
+        """Code frequencies ``[..., V]`` of some tokens -> their cross-entropy ``[...]`` under the running ones.
+
+        A code that training has not met yet counts as seen once in a million tokens.
+        """
+        return -(frequencies * self.mean.clamp_min(1e-6).log()).sum(-1)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from train.pretrain import PretrainConfig
 from train.recipes.bundled_early import MILD
 from train.teacher import TeacherConfig
+from train.tokenizer import TokenizerConfig
 from train.zeroshot import ZeroshotConfig
 
 teacher = TeacherConfig(steps=300, batch_size=128, lr=2e-3, warmup=50, eval_every=100)
 pretrain = PretrainConfig(
     steps=400, batch_size=128, lr=1e-3, warmup=40, betas=(0.9, 0.95), eval_every=100, augment=MILD
 )
+tokenizer = TokenizerConfig(steps=200, batch_size=128, lr=2e-3, warmup=20, eval_every=100)
 zeroshot = ZeroshotConfig(steps=300, batch_size=128, lr=1e-3, warmup=40, eval_every=100)

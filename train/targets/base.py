@@ -1,4 +1,4 @@
-"""The seam between a frozen teacher and an objective: float images in, class token and patch tokens out.
+"""The seam between a frozen target and an objective: float images in, tokens, pixels or codes out.
 
 Shapes: B batch, N = grid rows x columns patch tokens, T teacher width.
 """
@@ -13,25 +13,37 @@ import torch
 from torch import Tensor, nn
 
 from digpt.errors import ConfigError
+from train.objective.spaces import TargetKind
 
 
 class Target(Protocol):
     """What an objective learns to predict."""
 
+    fingerprint: str  # of what decides the values, for the record of a run
+    provenance: dict[str, Any]  # where that came from
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """``nn.Module.to``: every target is a module."""
+
+    @property
+    def kind(self) -> TargetKind:
+        """``tokens``, ``pixels`` or ``codes``."""
+
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patch tokens at the student's image size."""
+        """Rows and columns of tokens at the student's image size."""
 
     @property
     def width(self) -> int:
-        """T, the width of a token."""
+        """Of a prediction: T of teacher tokens, p*p*3 of pixels, the size of the codebook of codes."""
 
     @property
     def has_class_token(self) -> bool:
-        """False where the pooled embedding stands in for the class token."""
+        """False where the pooled embedding stands in for the class token, or there is none at all."""
 
     def __call__(self, images01: Tensor) -> Tensor:
-        """float ``[B,3,H,W]`` in [0, 1] -> ``[B, 1+N, T]``, class token first."""
+        """float ``[B,3,H,W]`` in [0, 1] -> tokens ``[B, 1+N, T]``, class token first; pixels ``[B, N, p*p*3]``;
+        codes int64 ``[B, N]``."""
 
 
 class VisionTarget(nn.Module, ABC):
@@ -40,6 +52,7 @@ class VisionTarget(nn.Module, ABC):
     Move it to bf16 with ``.to(torch.bfloat16)``: images are normalised in float32 first.
     """
 
+    kind: TargetKind = "tokens"
     grid: tuple[int, int]
     width: int
     has_class_token: bool
@@ -86,13 +99,18 @@ def activation_name(module: nn.Module) -> str:
     return kind.lower()
 
 
+def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image size."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
 def grid_of(image_size: int | tuple[int, int], patch: tuple[int, int], teacher: str) -> tuple[int, int]:
     """The teacher's token grid on the student's crop.
 
     Raises:
         ConfigError: the crop is not a multiple of the teacher's patch; the message names sizes that are.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides(image_size)
     for side, size in ((height, patch[0]), (width, patch[1])):
         if side % size or side < size:
             low = max(side // size, 1) * size

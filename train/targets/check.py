@@ -52,22 +52,84 @@ class TeacherReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class PixelReport:
+    """Facts of normalised pixels: ``flat`` is the share of patches without contrast, whose target is zero."""
+
+    grid: tuple[int, int]
+    width: int
+    mean_square: float
+    flat: float
+
+    def __str__(self) -> str:
+        return (
+            f"grid                {self.grid[0]} x {self.grid[1]} patches of {self.width} values\n"
+            f"pixel values        mean square {self.mean_square:.4f}, flat patches {self.flat:.1%}"
+        )
+
+
+@dataclass(frozen=True)
+class CodeReport:
+    """Facts of a tokenizer's codes on some images; ``perplexity`` is how many codes are in use, evenly counted."""
+
+    grid: tuple[int, int]
+    width: int
+    used: int
+    perplexity: float
+
+    def __str__(self) -> str:
+        return (
+            f"grid                {self.grid[0]} x {self.grid[1]} codes of a codebook of {self.width}\n"
+            f"codes in use        {self.used}, perplexity {self.perplexity:.1f}"
+        )
+
+
+TargetReport = TeacherReport | PixelReport | CodeReport
+
+
 def _numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
 
 
-def check_teacher(target: Target, images01: Tensor, minimum_spread: float = 1e-3) -> TeacherReport:
-    """Run the teacher on ``images01`` (float ``[B,3,H,W]`` in [0, 1], best real ones and B >= 2) and describe it.
+def check_teacher(target: Target, images01: Tensor, minimum_spread: float = 1e-3) -> TargetReport:
+    """Run the target on ``images01`` (float ``[B,3,H,W]`` in [0, 1], best real ones and B >= 2) and describe it.
 
     Raises:
-        ConfigError: images out of range, tokens of another shape than promised, not finite, zero, or (nearly) the
+        ConfigError: images out of range, targets of another shape than promised, not finite, zero, or (nearly) the
             same at every position or for every image.
     """
     if images01.min() < 0 or images01.max() > 1:
         raise ConfigError("The teacher takes images in [0, 1]; these are normalised already or in 0..255.")
     with torch.no_grad():
-        tokens = target(images01).float()
-    _check_shape(target, tokens, len(images01))
+        values = target(images01)
+    _check_shape(target, values, len(images01))
+    if target.kind == "codes":
+        return _check_codes(target, values)
+    if target.kind == "pixels":
+        return _check_pixels(target, values)
+    return _check_tokens(target, values.float(), images01, minimum_spread)
+
+
+def _check_codes(target: Target, codes: Tensor) -> CodeReport:
+    if codes.dtype != torch.int64 or codes.min() < 0 or codes.max() >= target.width:
+        raise ConfigError(f"The tokenizer's codes are not int64 values in 0..{target.width - 1}.")
+    share = torch.bincount(codes.flatten(), minlength=target.width).double() / codes.numel()
+    used = int((share > 0).sum())
+    if used < 2:
+        raise ConfigError("The tokenizer gives the same code everywhere: there is nothing to predict.")
+    return CodeReport(target.grid, target.width, used, torch.special.entr(share).sum().exp().item())
+
+
+def _check_pixels(target: Target, pixels: Tensor) -> PixelReport:
+    square = pixels.square().mean(-1)
+    if not square.isfinite().all():
+        raise ConfigError("The pixel targets are not finite: check the images.")
+    if square.max() < 1e-3:
+        raise ConfigError("Every patch of these images is flat: there is nothing to predict.")
+    return PixelReport(target.grid, target.width, square.mean().item(), (square < 1e-3).double().mean().item())
+
+
+def _check_tokens(target: Target, tokens: Tensor, images01: Tensor, minimum_spread: float) -> TeacherReport:
     if not tokens.isfinite().all():
         raise ConfigError("The teacher's tokens are not finite: check its weights and precision.")
     norms = tokens.norm(dim=-1)
@@ -101,10 +163,13 @@ def check_teacher(target: Target, images01: Tensor, minimum_spread: float = 1e-3
     )
 
 
-def _check_shape(target: Target, tokens: Tensor, batch: int) -> None:
-    expected = (batch, 1 + target.grid[0] * target.grid[1], target.width)
-    if tuple(tokens.shape) != expected:
-        raise ConfigError(f"The teacher returned {tuple(tokens.shape)} where its grid and width promise {expected}.")
+def _check_shape(target: Target, values: Tensor, batch: int) -> None:
+    count = target.grid[0] * target.grid[1]
+    expected: tuple[int, ...] = (batch, count) if target.kind == "codes" else (batch, count, target.width)
+    if target.kind == "tokens":
+        expected = (batch, 1 + count, target.width)
+    if tuple(values.shape) != expected:
+        raise ConfigError(f"The teacher returned {tuple(values.shape)} where its grid and width promise {expected}.")
 
 
 def _spread(unit: Tensor, dim: int) -> float:
