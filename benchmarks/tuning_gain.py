@@ -9,7 +9,6 @@ killed run continues where it stopped: each cell is a resumable ``train.zeroshot
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,23 +18,13 @@ import tyro
 
 from digpt.data.emoji import EmojiSet
 from digpt.engine import Engine
+from digpt.metrics import t_half_width
 from evaluate.emoji import EmojiProtocol
 from evaluate.emoji import run as evaluate
 from train.config import load_recipe
 from train.zeroshot import run as tune
 
 SPLITS = ("val", "flat", "contrast")
-T_95 = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # two-sided Student t by number of seeds
 
 
 @dataclass(frozen=True)
@@ -93,9 +82,7 @@ def interval(values: Iterable[float]) -> str:
     """Mean and 95 % half-width in percent; a single value stands alone."""
     numbers = [100 * value for value in values]
     mean = statistics.mean(numbers)
-    if len(numbers) not in T_95:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {T_95[len(numbers)] * statistics.stdev(numbers) / math.sqrt(len(numbers)):.1f}"
+    return f"{mean:.1f}" if len(numbers) < 2 else f"{mean:.1f} ± {t_half_width(numbers):.1f}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -86,3 +90,21 @@ def _per_cluster(
         raise ValueError(f"{len(values)} values need as many cluster ids, got shape {ids.shape}.")
     _, inverse = np.unique(ids, return_inverse=True)
     return np.bincount(inverse, values).astype(np.float64), np.bincount(inverse).astype(np.float64)
+
+
+# Two-sided 95 % quantiles of Student's t, by degrees of freedom from 1 on.
+_T_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+)  # fmt: skip
+
+
+def t_half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of the mean of 2 to 21 values, such as one figure over several seeds.
+
+    Raises:
+        ValueError: fewer or more values.
+    """
+    if not 2 <= len(values) <= len(_T_95) + 1:
+        raise ValueError(f"{len(values)} values: an interval over seeds is given for 2 to {len(_T_95) + 1}.")
+    return _T_95[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))

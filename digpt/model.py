@@ -222,6 +222,8 @@ def _build_text(text: Mapping[str, Any] | None, weights: Mapping[str, Tensor] | 
         raise CheckpointError("The checkpoint's config has a text tower, its weights have none.")
     try:
         tower = TextTower(**text["tower"])
+        if str(text["tokenizer"]).startswith("open_clip:"):  # tuned from open_clip's own tower: its tokenizer stays
+            return _open_clip_text(text, tower, weights)
         tokenizer = CompactTokenizer(text["tokenizer"], text["context_length"])
     except (TypeError, AssertionError, KeyError) as error:
         raise CheckpointError(f"The text tower cannot be built from the config: {first_line(error)}.") from None
@@ -231,6 +233,14 @@ def _build_text(text: Mapping[str, Any] | None, weights: Mapping[str, Tensor] | 
         )
     load_strict(tower, weights, "text tower")
     return TextModel(tokenizer, tower.eval(), tokenizer.context_length, tokenizer.json)
+
+
+def _open_clip_text(text: Mapping[str, Any], tower: TextTower, weights: Mapping[str, Tensor]) -> TextModel:
+    from digpt.source_open_clip import OpenClipTokenizer  # which imports this module
+
+    load_strict(tower, weights, "text tower")
+    length = int(text["context_length"])
+    return TextModel(OpenClipTokenizer(text["tokenizer"].removeprefix("open_clip:"), length), tower.eval(), length)
 
 
 def first_line(error: BaseException) -> str:

@@ -102,7 +102,7 @@ def _wrap_open_clip(spec: str, name: str, model: Any, image_size: int | None, qu
         preprocess=preprocess,
         config=config,
         fingerprint=fingerprint({"encoder": model.visual.state_dict(), "text": _text_weights(model)}, config),
-        text=TextModel(_LazyTokenizer(name, model.context_length), _EncodeText(model).eval(), model.context_length),
+        text=TextModel(OpenClipTokenizer(name, model.context_length), _EncodeText(model).eval(), model.context_length),
         logit_scale=scale,
         logit_bias=bias,
         templates=TEMPLATES["photo"],
@@ -129,6 +129,12 @@ def open_clip_preprocess(spec: str, values: Mapping[str, Any]) -> Preprocess:
     )
 
 
+def text_tower_weights(model: Model) -> dict[str, Tensor]:
+    """The text tower's weights of a loaded open_clip model, under ``open_clip.transformer.TextTransformer``'s names."""
+    assert model.text is not None and isinstance(model.text.module, _EncodeText)
+    return _text_weights(model.text.module.model)
+
+
 def _text_weights(model: nn.Module) -> dict[str, Tensor]:
     """The text tower's weights under ``TextTransformer``'s names, whichever class open_clip built."""
     state = model.state_dict()
@@ -148,7 +154,7 @@ class _EncodeText(nn.Module):
         return embedding
 
 
-class _LazyTokenizer:
+class OpenClipTokenizer:
     """open_clip's tokenizer, made on first use: some come from a hub, and images need none."""
 
     def __init__(self, name: str, context_length: int) -> None:

@@ -16,8 +16,8 @@ from digpt.sources import BUNDLED
 INTRODUCTION = """# emoji-tiny
 
 A small image-text model that serves as digpt's embedded default: a D-iGPT vision transformer, tuned to captions, and
-the two teachers that it learned from. **It knows emoji-like pictures and words, not photographs.** For photographs use, for
-example, `--model open_clip:ViT-B-16/openai`.
+the two teachers that it learned from. **It knows emoji-like pictures and words, not photographs.** For photographs
+use, for example, `--model open_clip:ViT-B-16/openai`.
 
 Written by `python scripts/model_card.py` from the checkpoints' own records and a `results.json`.
 """
@@ -26,7 +26,8 @@ NOTES = """## Notes on the recipe
   `python -m train.pretrain bundled`, `python -m train.zeroshot bundled` (`train/recipes`).
 - Running them again gives other weights of the same kind. The early teacher's first 304 steps ran under a schedule of
   3,000 steps; the early teacher and the encoder were trained from trees with uncommitted changes, the later teacher
-  from one that was committed while it ran, and random draws are keyed differently since. The last command ran as it stands.
+  from one that was committed while it ran, and random draws are keyed differently since. The last command ran as it
+  stands.
 - Why a convolutional teacher, why two of them, and what was tried:
   [the decision](../../../docs/decisions/bundled-recipe.md).
 """

@@ -6,6 +6,7 @@ Shapes: B batch, S image side. Input RGBA in [0, 1]; output RGB in [0, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,12 @@ def _augment(rgba: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
     if soft.any():
         image[soft] = F.avg_pool2d(F.pad(image[soft], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return image.clamp_(0, 1)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images ``[B,3,S,S]`` in [0, 1] in an encoder's statistics."""
+    center, spread = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images - center) / spread
 
 
 def compose_on_white(rgba: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ RECIPES = (
     "l14_merged",
     "l16_intermediate",
     "l14_intermediate",
+    "l16_in21k_in1k",
+    "l14_in21k_in1k",
     "l16_laion128m",
     "l14_laion1b",
 )
@@ -50,7 +52,11 @@ class TrainConfig:
     overwrite: bool = False  # start again in a folder that holds another run
     data: str = "emoji"  # the bundled set; or folder:DIR, tar:DIR, wds:SHARDS, hfds:NAME (docs/data.md)
     data_root: Path | None = None  # the emoji shards; None: the bundled ones
+    limit: int | None = None  # use a seeded choice of so many images only
     workers: int = 4  # loader processes per training process; the bundled set needs none
+    prefetch: int = 2  # micro-batches that each of them keeps ready
+    window: int = 16  # shards that are shuffled together
+    max_errors: float = 0.1  # share of samples that cannot be read at which the run stops
     lr: float = 1e-3
     base_lr: float | None = None  # per 256 images of the batch; sets lr when given
     min_lr: float = 1e-5
@@ -93,7 +99,10 @@ class TrainConfig:
 
 
 # A resumed run may have more processes, another device or fewer loader workers: none of them changes the samples.
-MAY_DIFFER = ("output", "overwrite", "workers", "accumulate", "device", "sharding", "threads", "trackers", "keep_last")
+MAY_DIFFER = (
+    "output", "overwrite", "workers", "prefetch", "max_errors", "accumulate", "device", "sharding", "threads",
+    "trackers", "keep_last", "save_every", "log_every",
+)  # fmt: skip
 
 
 Config = TypeVar("Config", bound=TrainConfig)

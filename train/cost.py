@@ -122,14 +122,13 @@ def pretrain_cost(
     objective, target = pretrain_modules(encoder, teacher, paradigm, options)
     images = torch.empty(PROBE, 3, *objective.encoder.patch_embed.img_size, device="meta")
     order = torch.empty(PROBE, objective.units, dtype=torch.int64, device="meta")
-    teacher_flops = _flops(lambda: target(images))[""] / PROBE
-    targets = target(images)
+    teacher_flops, targets = _flops(lambda: target(images))
     return _count(
         objective,
         objective.blocks(),
         lambda: objective(images, targets, order).loss,
         objective.set_grad_checkpointing,
-        Frozen(teacher_flops, _parameters(target) if isinstance(target, nn.Module) else 0),
+        Frozen(teacher_flops[""] / PROBE, _parameters(target) if isinstance(target, nn.Module) else 0),
         repeats=orders,
         precision=precision,
     )
@@ -169,8 +168,8 @@ def image_tower_cost(teacher: str, image_size: int | tuple[int, int]) -> Frozen:
     target = teacher_skeleton(teacher, image_size)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = torch.empty(PROBE, 3, height, width, device="meta")
-    flops = _flops(lambda: target(images))[""] / PROBE
-    return Frozen(flops, _parameters(target) if isinstance(target, nn.Module) else 0)
+    flops, _ = _flops(lambda: target(images))
+    return Frozen(flops[""] / PROBE, _parameters(target) if isinstance(target, nn.Module) else 0)
 
 
 def text_tower_cost(model: str) -> tuple[Frozen, int]:
@@ -191,8 +190,8 @@ def text_tower_cost(model: str) -> tuple[Frozen, int]:
         clip = open_clip.CustomTextCLIP(config["embed_dim"], vision, config["text_cfg"], quick_gelu=quick_gelu)
         captions = torch.empty(PROBE, clip.context_length, dtype=torch.int64)
     clip.eval()
-    flops = _flops(lambda: clip.encode_text(captions))[""] / PROBE
-    return Frozen(flops, _parameters(clip.text)), int(config["embed_dim"])
+    flops, _ = _flops(lambda: clip.encode_text(captions))
+    return Frozen(flops[""] / PROBE, _parameters(clip.text)), int(config["embed_dim"])
 
 
 def _count(
@@ -205,7 +204,7 @@ def _count(
     precision: str,
 ) -> Cost:
     """Count ``forward``, which runs ``module`` on ``PROBE`` images, ``repeats`` times per image."""
-    flops = _flops(forward)
+    flops, _ = _flops(forward)
     decoders = sum(_flops_of(part, name, flops) for name, part in module.named_children() if name != "encoder")
     names = [name for name, part in module.named_modules() if any(part is block for block in blocks)]
     scale = repeats / PROBE
@@ -234,12 +233,12 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _flops(forward: Callable[[], object]) -> dict[str, float]:
-    """FLOPs of ``forward`` by name of the module inside that which it calls; ``""`` for all of it."""
+def _flops(forward: Callable[[], Tensor]) -> tuple[dict[str, float], Tensor]:
+    """FLOPs of ``forward`` by name of the module inside that which it calls, ``""`` for all of it; and its result."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward()
+        result = forward()
     counts = {name.partition(".")[2]: float(sum(ops.values())) for name, ops in counter.get_flop_counts().items()}
-    return {**counts, "": float(counter.get_total_flops())}
+    return {**counts, "": float(counter.get_total_flops())}, result
 
 
 def _flops_of(module: nn.Module, name: str, flops: dict[str, float]) -> float:

@@ -97,7 +97,7 @@ class EmojiTraining:
         """Counters of samples that could not be read: none here."""
         return {}
 
-    def samples(self, count: int) -> Tensor:
+    def pictures(self, count: int) -> Tensor:
         """Some pictures in [0, 1], float32 ``[count,3,S,S]``, to look at a target with."""
         return self.split("val")[0][:count]
 

@@ -34,7 +34,10 @@ class Processes:
         torch.set_num_threads(config.threads)
         self.config = config
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu", log_with=_trackers(config) or None, project_dir=str(config.output)
+            # without a GPU, accelerate forms a group of processes only when it is told that CPUs are meant
+            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+            log_with=_trackers(config) or None,
+            project_dir=str(config.output),
         )
         if self.accelerator.distributed_type not in _PLAIN and not self.sharded:
             raise ConfigError(f"{self.accelerator.distributed_type} is not supported: use DDP, or --sharding fsdp2.")

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-ORDER, AUGMENT, PERMUTE, SHARDS, PHOTO, MIX = 1, 2, 3, 4, 5, 6
+ORDER, AUGMENT, PERMUTE, SHARDS, PHOTO, MIX, DROP = 1, 2, 3, 4, 5, 6, 7
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -49,7 +49,16 @@ def keyed_uniform(seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64],
 def keyed_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """Return a permutation of ``range(size)`` for one epoch."""
     numbers = np.arange(size, dtype=np.int64)
-    return np.argsort(keyed_bits(seed, np.full(size, epoch), numbers, 1, ORDER)[:, 0], kind="stable").astype(np.int64)
+    return _sorting(keyed_bits(seed, np.full(size, epoch), numbers, 1, ORDER)[:, 0])
+
+
+def _sorting(bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The stable ``argsort``. The other kind is several times faster, and equal unless two of the numbers are."""
+    order = np.argsort(bits)
+    ordered = bits[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.argsort(bits, kind="stable")
+    return order.astype(np.int64, copy=False)
 
 
 def keyed_permutations(
@@ -131,7 +140,7 @@ class WindowedOrder:
             pooled = shards[window * self.window : (window + 1) * self.window]
             items = np.concatenate([np.arange(self.counts[shard]) + self.starts[shard] for shard in pooled])
             bits = keyed_bits(self.seed, np.full(len(items), epoch), items, 1, ORDER)[:, 0]
-            _keep_two(self._windows, key, items[np.argsort(bits, kind="stable")].astype(np.int64))
+            _keep_two(self._windows, key, items[_sorting(bits)])
         return self._windows[key]
 
 

@@ -25,7 +25,7 @@ from train.optim import build_optimizer, learning_rate, set_learning_rate
 from train.provenance import commit
 from train.report import write_report
 from train.state import RunFolder
-from train.task import Stop, Task
+from train.task import OwnState, Stop, Task
 
 __all__ = ["Clock", "Interrupted", "train"]
 
@@ -205,12 +205,15 @@ class _Run:
         names = ("done", "figures", "best", "skipped", "commits", "unevaluated")
         state = {name: getattr(self, name) for name in names}
         state |= {"elapsed": self.seconds, "seconds": self.clock.seconds}
+        state["own"] = self.task.own_state() if isinstance(self.task, OwnState) else {}
         if self.processes.main:
             self.folder.save({**state, **weights})
         self.processes.wait()
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.processes.load(self.model, self.optimizer, state)
+        if isinstance(self.task, OwnState):
+            self.task.load_own_state(state["own"])
         self.done, self.elapsed, self.clock.seconds = state["done"], state["elapsed"], dict(state["seconds"])
         self.figures, self.best, self.unevaluated = state["figures"], state["best"], state["unevaluated"]
         self.skipped, self.commits = list(state["skipped"]), list(state["commits"])

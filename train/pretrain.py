@@ -22,17 +22,20 @@ from digpt.artifact import Checkpoint, read_checkpoint
 from digpt.encoder import build_encoder, embed_tokens, encoder_config
 from digpt.errors import ConfigError
 from digpt.preprocess import Preprocess
-from train.augment import AugmentConfig
+from train.augment import AugmentConfig, normalise
 from train.clock import BackwardMark, Clock
 from train.config import TrainConfig, main, plain, resolved, say
+from train.cost import pretrain_cost
 from train.data import Batch, EmojiTraining
+from train.loader import PhotoBatch
 from train.loop import train
 from train.objective import DigptConfig, EvaConfig, MaeConfig, ObjectiveOutput, Paradigm, build_paradigm, paradigm_entry
 from train.optim import decay_groups
+from train.photo_augment import CropConfig
 from train.probe import KnnProbe, emoji_probe
 from train.provenance import parent, provenance
 from train.share import Share
-from train.sources import pretraining_data
+from train.sources import TrainingData, pretraining_data
 from train.targets import Target, check_teacher, target_from_spec
 from train.task import Evaluation, group
 
@@ -57,7 +60,8 @@ class PretrainConfig(TrainConfig):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the student's statistics
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the bundled set
-    knn: int = 20  # neighbours of the kNN probe
+    crop: CropConfig = field(default_factory=CropConfig)  # of photographs
+    knn: int = 20  # neighbours of the kNN probe; 0: none
 
     def options(self) -> Any:
         """The configuration of the chosen paradigm."""
@@ -82,10 +86,10 @@ class PretrainTask:
             raise ConfigError(f"orders={config.orders} must be at least 1.")
         _refuse_unused(config)
         self.encoder_config, self.options = config.encoder(), config.options()
-        self.data = pretraining_data(config, config.augment, config.image_size)
+        self.data: TrainingData = pretraining_data(config, config.augment, config.crop, config.image_size)
         self.config = config = resolved(config, len(self.data))
         self.target: Target = target_from_spec(config.teacher, config.image_size, self.encoder_config["patch_size"])
-        self.report = check_teacher(self.target, self.data.samples(64))
+        self.report = check_teacher(self.target, self.data.pictures(64))
         self.module: Paradigm = build_paradigm(
             config.paradigm,
             build_encoder(self.encoder_config, self.options.class_token_std),
@@ -125,10 +129,10 @@ class PretrainTask:
     def blocks(self) -> list[nn.Module]:
         return self.module.blocks()
 
-    def batches(self, first: int, share: Share) -> Iterator[list[Batch]]:
+    def batches(self, first: int, share: Share) -> Iterator[list[Any]]:
         return self.data.batches(first, share)
 
-    def loss(self, model: nn.Module, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch | PhotoBatch, clock: Clock) -> dict[str, Tensor]:
         config = self.config
         with clock.part("loader"):
             permutation = batch.permutations(config.seed, self.module.units, config.orders).to(self._device)
@@ -145,8 +149,7 @@ class PretrainTask:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] in the student's statistics."""
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.config.mean, self.config.std))
-        return (images - mean) / std
+        return normalise(images, self.config.mean, self.config.std)
 
     def backward(self, loss: Tensor, clock: Clock) -> None:
         self._mark.backward(loss, clock, before="decoders", after="encoder")
@@ -156,7 +159,9 @@ class PretrainTask:
 
     @cached_property
     def _probe(self) -> KnnProbe | None:
-        return emoji_probe(self.data, self.config.knn) if isinstance(self.data, EmojiTraining) else None
+        if not isinstance(self.data, EmojiTraining) or not self.config.knn:
+            return None
+        return emoji_probe(self.data, self.config.knn)
 
     def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         """kNN on the mean of the patch tokens: over the subgroups on ``flat``, reference Noto and Twemoji."""
@@ -176,7 +181,14 @@ class PretrainTask:
         return decay_groups(self.module, self.config.weight_decay, self.module.no_weight_decay())
 
     def flops_per_image(self) -> float:
-        return 0.0
+        return self._flops
+
+    @cached_property
+    def _flops(self) -> float:
+        config = self.config
+        return pretrain_cost(
+            config.encoder(), config.teacher, config.paradigm, self.options, config.orders, config.precision
+        ).total
 
     def notes(self) -> dict[str, float]:
         return self.data.notes()

@@ -29,19 +29,47 @@ class KnnProbe:
 
     def top1(self, features: Callable[[Tensor], Tensor]) -> float:
         """Fraction of queries whose nearest references agree with their label; ``features`` maps images to rows."""
+        return self.knn_top1(*self.rows(features))
 
-        def embed(images: Tensor) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = torch.cat([features(part) for part in images.split(256)]).float().cpu().numpy()
-            return found
+    def rows(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Features of the reference and of the queries, float32 ``[N,D]`` each."""
+        return _rows(features, self.reference), _rows(features, self.queries)
 
+    def knn_top1(self, known: Tensor, queries: Tensor) -> float:
+        """The same from the features."""
         predicted = knn_classify(
-            embed(self.reference),
+            known.numpy(),
             self.reference_labels,
-            embed(self.queries),
+            queries.numpy(),
             k=min(self.neighbours, len(self.reference)),
             n_classes=int(max(self.reference_labels.max(), self.labels.max())) + 1,
         )
         return float((predicted == self.labels).mean())
+
+    def linear_top1(self, known: Tensor, queries: Tensor, decay: float = 1e-3, iterations: int = 100) -> float:
+        """Fraction right of a logistic regression on the standardised features, trained on the reference."""
+        mean, std = known.mean(0), known.std(0) + 1e-6
+        known, queries = (known - mean) / std, (queries - mean) / std
+        targets = torch.from_numpy(self.reference_labels)
+        layer = torch.nn.Linear(known.shape[1], int(max(targets.max().item(), self.labels.max())) + 1)
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(layer(known), targets) + decay * layer.weight.square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return float((layer(queries).argmax(1).numpy() == self.labels).mean())
+
+
+def _rows(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """float32 ``[N,D]`` on the CPU."""
+    return torch.cat([features(part) for part in images.split(256)]).float().cpu()
 
 
 def emoji_probe(data: EmojiTraining, neighbours: int) -> KnnProbe:

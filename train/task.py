@@ -68,6 +68,15 @@ class OwnFormat(Protocol):
         """Write atomically, in a file format of its own; returns the fingerprint."""
 
 
+@runtime_checkable
+class OwnState(Protocol):
+    """What a task must save beside its module to be resumed: a moving average."""
+
+    def own_state(self) -> dict[str, Tensor]: ...
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None: ...
+
+
 class Task(Protocol):
     """One experiment. ``config`` is resolved: its steps, warm-up and learning rate are those of the run."""
 

@@ -2,6 +2,9 @@
 
     python -m train.zeroshot --encoder runs/pretrain/ckpt.pt --output runs/zeroshot
 
+On the bundled data by default; ``--data wds:SHARDS --teacher openclip-h`` tunes both towers on image-text pairs from
+disk (``train.imagetext``). Of the bundled data:
+
 The text tower is frozen (LiT, Zhai et al., 2022), so every image is contrasted with all training concepts. Beside the
 true caption the encoder learns the teacher's distribution over them (``--distill 0`` leaves that out).
 """
@@ -21,20 +24,22 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from digpt.artifact import Checkpoint
-from digpt.encoder import build_encoder, encoder_config, finetuned_config
 from digpt.errors import CapabilityError, ConfigError
-from digpt.preprocess import Preprocess
 from digpt.sources import load_model
-from train.augment import AugmentConfig
+from train.augment import AugmentConfig, normalise
 from train.clock import Clock
 from train.config import TrainConfig, main, resolved, say
 from train.contrastive import SIDE_SPLITS, Captions, all_concepts_loss, text_to_image_loss, zero_shot_figures
+from train.cost import NOTHING, image_tower_cost, tuning_cost
 from train.data import Batch, emoji_training
 from train.distributed import gather
+from train.imagetext import PairsTask
 from train.loop import train
 from train.optim import decay_groups
+from train.photo_augment import CropConfig
 from train.provenance import parent, provenance
 from train.share import Share
+from train.starts import start_encoder
 from train.task import Evaluation, group
 
 
@@ -47,9 +52,13 @@ class ZeroshotConfig(TrainConfig):
     teacher: str = "bundled-teacher"  # whose text tower it is aligned with
     variant: str = "Ti/16"  # shape of the encoder when it is "random"
     image_size: int = 64
-    depth: int = 6
+    depth: int | None = 6
     max_logit_scale: float = 100.0
+    freeze_text: bool = False  # of pairs from disk; the bundled captions' tower is always frozen
+    val_data: str = ""  # pairs on disk to measure retrieval on
+    crop: CropConfig = field(default_factory=lambda: CropConfig(scale=(0.9, 1.0), flip=0.0))  # of pairs on disk
     distill: float = 1.0  # weight of the teacher's own distribution over the concepts, beside the true one; 0: without
+    splits: tuple[str, ...] = SIDE_SPLITS  # of the bundled set, to evaluate on
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -82,31 +91,13 @@ class ZeroshotTask:
             raise CapabilityError(f"{config.teacher} has no text tower of our own; train one with train.teacher.")
         self.text = self.teacher.text
         self.parents = [parent("teacher", self.teacher.fingerprint, self.teacher.provenance)]
-        encoder = self._encoder()
+        start = start_encoder(config.encoder, config.variant, config.image_size, config.depth)
+        self.encoder_config, self.preprocess = start.config, start.preprocess
+        self.parents += start.parents
         self.captions = Captions(self.data.emoji, self.text.tokenize)
         self.table = self._embed(self.captions.tokens)  # unit [captions, D]
         self.names = self._embed(torch.from_numpy(self.text.tokenize(self.data.emoji.five_style_names())))
-        self.module = ZeroshotModule(encoder, self.table.shape[1], self.teacher.logit_scale or 14.3)
-
-    def _encoder(self) -> VisionTransformer:
-        config = self.config
-        if config.encoder == "random":
-            self.encoder_config = finetuned_config(
-                encoder_config(config.variant, config.image_size, depth=config.depth)
-            )
-            self.preprocess = Preprocess(size=config.image_size)
-            return build_encoder(self.encoder_config)
-        source = load_model(config.encoder)
-        if source.config["architecture"] != "timm" or not isinstance(source.module.encoder, VisionTransformer):
-            raise ConfigError(f"{config.encoder} is not a plain ViT of ours; give a checkpoint of train.pretrain.")
-        self.parents.append(parent("encoder", source.fingerprint, source.provenance))
-        self.encoder_config, self.preprocess = finetuned_config(source.config["encoder"]), source.preprocess
-        encoder = build_encoder(self.encoder_config)
-        missing, unexpected = encoder.load_state_dict(source.module.encoder.state_dict(), strict=False)
-        # a pretraining encoder has no norm after pooling; everything else must be there
-        if unexpected or any(not name.startswith("fc_norm.") for name in missing):
-            raise ConfigError(f"{config.encoder} does not fit the tuned encoder: {[*missing, *unexpected][:4]}.")
-        return encoder
+        self.module = ZeroshotModule(start.encoder, self.table.shape[1], self.teacher.logit_scale or 14.3)
 
     @torch.no_grad()
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -160,9 +151,7 @@ class ZeroshotTask:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] in the encoder's statistics."""
-        statistics = self.preprocess.mean, self.preprocess.std
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in statistics)
-        return (images - mean) / std
+        return normalise(images, self.preprocess.mean, self.preprocess.std)
 
     def backward(self, loss: Tensor, clock: Clock) -> None:
         with clock.part("encoder"):
@@ -174,7 +163,7 @@ class ZeroshotTask:
 
     @cached_property
     def _splits(self) -> dict[str, tuple[Tensor, Tensor]]:
-        return {name: self.data.split(name) for name in SIDE_SPLITS}
+        return {name: self.data.split(name) for name in self.config.splits}
 
     def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         """Zero-shot top-1 among the five-style names, per split."""
@@ -183,7 +172,7 @@ class ZeroshotTask:
             evaluation.check()
             return self.module(self.normalise(images.to(evaluation.device)))[0].cpu()
 
-        return zero_shot_figures(self.data.emoji, self.names, embed, self._splits.__getitem__)
+        return zero_shot_figures(self.data.emoji, self.names, embed, self._splits.__getitem__, self.config.splits)
 
     def best(self) -> str:
         return "flat_top1"
@@ -193,7 +182,13 @@ class ZeroshotTask:
         return decay_groups(self.module, self.config.weight_decay, exempt)
 
     def flops_per_image(self) -> float:
-        return 0.0
+        return self._flops
+
+    @cached_property
+    def _flops(self) -> float:
+        config = self.config
+        tower = image_tower_cost(config.teacher, config.image_size) if config.distill else NOTHING
+        return tuning_cost(self.encoder_config, self.table.shape[1], False, tower, config.precision).total
 
     def notes(self) -> dict[str, float]:
         return self.data.notes()
@@ -226,7 +221,7 @@ class ZeroshotTask:
 
 def run(config: ZeroshotConfig) -> Path:
     """Tune; prints the commands to type next; returns the checkpoint's path."""
-    path = train(ZeroshotTask(config))
+    path = train(ZeroshotTask(config) if config.data == "emoji" else PairsTask(config))
     say(f"next: python -m evaluate.robustness {path}")
     say(f"      python -m export {path} --to onnx --output {path.parent / 'artifact'}")
     say(f"      python -m serve --model {path}")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from digpt.artifact import read_checkpoint
-from digpt.errors import CheckpointError, ConfigError, DigptError
-from train.config import parse
+from digpt.errors import CheckpointError, ConfigError, DigptError, MissingDependencyError
+from train.config import parse, resolved
 from train.loop import Clock, Interrupted, train
 from train.optim import build_optimizer, decay_groups, learning_rate
 from train.teacher import TeacherConfig, TeacherTask
@@ -67,7 +69,7 @@ def test_training_learns_and_writes_what_it_promises(straight: Path) -> None:
     assert set(provenance["time_split"]) >= {"loader", "encoder", "optimiser"}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_kill_nine_at_random_moments_changes_no_bit(tmp_path: Path, kills: int) -> None:
     script = Path(__file__).with_name("kill_nine.py")
     command = [sys.executable, str(script), str(tmp_path), str(kills)]
@@ -132,6 +134,133 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(t
         train(task, quiet())
     assert all(torch.equal(value, before[name]) for name, value in task.module.state_dict().items())
     assert not (tmp_path / "resume.pt").exists()
+
+
+def poisoned(config: TeacherConfig, *steps: int) -> TeacherTask:
+    """A task whose gradient is not finite at these 0-based steps."""
+    task = task_for(config)
+    honest = task.loss
+
+    def loss(model: Any, batch: Any, clock: Clock) -> dict[str, torch.Tensor]:
+        values = honest(model, batch, clock)
+        return {**values, "loss": values["loss"] * math.nan} if batch.step in steps else values
+
+    task.loss = loss  # type: ignore[method-assign]
+    return task
+
+
+def test_a_step_can_be_skipped_and_is_reported(straight: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, nonfinite="skip")
+    train(poisoned(config, 3), quiet())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("event") == "skipped"] == [4]
+    assert losses(tmp_path)[:3] == losses(straight)[:3] and 4 not in dict(losses(tmp_path))
+    failure = json.loads((tmp_path / "failure.json").read_text())
+    assert failure["step"] == 4 and failure["policy"] == "skip" and failure["parameters"]
+    limited = dataclasses.replace(config, output=tmp_path / "limited", nonfinite_limit=1)
+    with pytest.raises(DigptError, match="gradient is not finite at step 3"):
+        train(poisoned(limited, 1, 2), quiet())
+
+
+def test_a_reload_goes_back_to_the_save_and_leaves_the_step_out(straight: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, nonfinite="reload", save_every=2)
+    train(poisoned(config, 3), quiet())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (event,) = [row for row in rows if "event" in row]
+    assert event["event"] == "reloaded" and "from step 2, leaving out [4]" in event["detail"]
+    assert losses(tmp_path)[:3] == losses(straight)[:3] and 4 not in dict(losses(tmp_path))
+    with pytest.raises(DigptError, match="nothing is saved yet to reload"):
+        first = dataclasses.replace(config, output=tmp_path / "first")
+        train(poisoned(first, 0), quiet())
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, eval_every=2, keep_last=2)
+    task, values = task_for(config), iter([0.1, 0.5, 0.2, 0.5, 0.4, 0.3])
+    task.evaluate = lambda evaluation: {"flat_top1": next(values)}  # type: ignore[method-assign]
+    train(task, quiet())
+    kept = sorted(file.name for file in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step_00000008.pt", "step_00000010.pt"]
+    best = read_checkpoint(tmp_path / "best.pt").provenance
+    assert best["step"] == 4 and best["figures"]["flat_top1"] == 0.5
+    assert read_checkpoint(tmp_path / "ckpt.pt").provenance["figures"]["flat_top1"] == 0.3
+
+
+def test_sigterm_in_an_evaluation_loses_nothing(straight: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, eval_every=5, keep_last=0)
+    task = task_for(config)
+
+    def evaluate(evaluation: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        evaluation.check()
+        raise AssertionError("check() must have raised")
+
+    task.evaluate = evaluate  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="stopped while evaluating"):
+        train(task, quiet())
+    again, seen = task_for(config), []
+    again.evaluate = lambda evaluation: seen.append(1) or {}  # type: ignore[method-assign, func-returns-value]
+    train(again, quiet())
+    assert len(seen) == 3  # the one that was missed, and those after steps 10 and 12
+    assert same_weights(straight / "ckpt.pt", tmp_path / "ckpt.pt")
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_loop import TINY, quiet, task_for
+import dataclasses
+from train.loop import train
+config = dataclasses.replace(TINY, output=Path(sys.argv[2]))
+size = (config.output / "resume.pt").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from digpt.errors import CheckpointError
+try:
+    train(task_for(config), quiet())
+except CheckpointError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_leaves_the_previous_state(straight: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a disk without room."""
+    config = dataclasses.replace(TINY, output=tmp_path)
+    dying, steps = task_for(config), []
+
+    def die() -> None:
+        steps.append(1)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    dying.after_step = die  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        train(dying, quiet())
+    before = (tmp_path / "resume.pt").read_bytes()
+    here = Path(__file__).parent
+    script = [sys.executable, "-c", FULL_DISK, str(here), str(tmp_path)]
+    done = subprocess.run(script, cwd=here.parents[1], capture_output=True, text=True)
+    assert "resume.pt could not be written" in done.stdout and "Make room" in done.stdout, done.stderr
+    assert (tmp_path / "resume.pt").read_bytes() == before
+    assert not [file for file in tmp_path.iterdir() if "tmp" in file.name]
+    train(task_for(config), quiet())
+    assert same_weights(straight / "ckpt.pt", tmp_path / "ckpt.pt")
+
+
+def test_unknown_and_missing_trackers_are_named(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, trackers=("tensorbord",))
+    with pytest.raises(ConfigError, match="tensorboard"):
+        train(task_for(config), quiet())
+    with pytest.raises(MissingDependencyError, match="pip install comet_ml"):
+        train(task_for(dataclasses.replace(config, trackers=("comet_ml",))), quiet())
+
+
+def test_epochs_set_steps_warm_up_and_rate() -> None:
+    config = dataclasses.replace(TINY, epochs=300, warmup_epochs=40, base_lr=1.5e-4, batch_size=4096)
+    full = resolved(config, 1_281_167)
+    assert (full.steps, full.warmup, full.lr) == (93_835, 12_511, pytest.approx(2.4e-3))
 
 
 def test_a_finished_run_is_left_as_it_is(straight: Path) -> None:

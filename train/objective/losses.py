@@ -58,8 +58,8 @@ class Baseline(nn.Module):
     """Loss of the best constant prediction: a model below this line has learned something about the image.
 
     It works on summaries, means over tokens in which that loss is linear (``TargetSpace.summary``), and keeps their
-    running average (plain for the first 100 training batches, then exponential with weight 0.01) of this process's
-    batches.
+    running average (plain for the first 100 training batches, then exponential with weight 0.01) over
+    all processes.
     """
 
     mean: Tensor
@@ -72,9 +72,14 @@ class Baseline(nn.Module):
 
     @torch.no_grad()
     def update(self, batch_mean: Tensor) -> None:
-        """Fold the mean summary ``[W]`` of one batch into the running mean."""
+        """Fold the mean summary ``[W]`` of one batch, equally large in every process, into the running mean."""
         self.batches += 1
-        self.mean.lerp_(batch_mean.to(self.mean.dtype), (1 / self.batches).clamp_min(0.01))
+        mean = batch_mean.to(self.mean.dtype)
+        if torch.distributed.is_initialized():
+            mean = mean.clone()
+            torch.distributed.all_reduce(mean)
+            mean /= torch.distributed.get_world_size()
+        self.mean.lerp_(mean, (1 / self.batches).clamp_min(0.01))
 
 
 class MeanBaseline(Baseline):

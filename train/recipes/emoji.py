@@ -7,6 +7,8 @@ Hardware: two CPU cores, float32. Data: the bundled emoji. The bundled checkpoin
 
 from __future__ import annotations
 
+from train.finetune import FinetuneConfig
+from train.photo_augment import FinetuneAugment
 from train.pretrain import PretrainConfig
 from train.recipes.bundled_early import MILD
 from train.teacher import TeacherConfig
@@ -19,3 +21,12 @@ pretrain = PretrainConfig(
 )
 tokenizer = TokenizerConfig(steps=200, batch_size=128, lr=2e-3, warmup=20, eval_every=100)
 zeroshot = ZeroshotConfig(steps=300, batch_size=128, lr=1e-3, warmup=40, eval_every=100)
+finetune = FinetuneConfig(
+    steps=300,
+    batch_size=128,
+    lr=3e-3,
+    warmup=30,
+    eval_every=100,
+    augment=MILD,
+    photo=FinetuneAugment(mixup=0.0, cutmix=0.0),  # three hundred steps are too few for mixed pictures
+)

@@ -1,0 +1,84 @@
+"""One process of a small run: what ``torchrun`` would start, for ``test_processes.py``.
+
+python tests/train/processes_worker.py RANK WORLD PORT COMMAND JSON
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+rank, world, port, command, given = sys.argv[1:]
+os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+from train.config import Interrupted  # noqa: E402
+from train.data import EmojiTraining  # noqa: E402 - after the environment that says which process this is
+from train.finetune import FinetuneConfig, FinetuneTask  # noqa: E402
+from train.loop import train  # noqa: E402
+from train.objective import DigptConfig  # noqa: E402
+from train.pretrain import PretrainConfig, PretrainTask  # noqa: E402
+from train.zeroshot import ZeroshotConfig, ZeroshotTask  # noqa: E402
+
+SEEN: list[Any] = []
+STEPS: dict[str, Any] = {
+    "steps": 3,
+    "batch_size": 8,
+    "warmup": 1,
+    "log_every": 1,
+    "threads": 1,
+    "eval_every": 100,
+    "keep_last": 0,
+}
+CONFIGS: dict[str, Any] = {
+    "pretrain": PretrainConfig(
+        **STEPS,
+        depth=4,
+        knn=0,
+        objective=DigptConfig(decoder_width=32, decoder_heads=2, decoder_depth=1, taps=(1, 2, 3, 4)),
+    ),
+    "zeroshot": ZeroshotConfig(**STEPS, encoder="random", depth=2),
+    "finetune": FinetuneConfig(**STEPS, encoder="random", depth=2, drop_path=0.4, splits=()),
+}
+TASKS: dict[str, Any] = {"pretrain": PretrainTask, "zeroshot": ZeroshotTask, "finetune": FinetuneTask}
+
+batch = EmojiTraining.batch
+
+
+def recorded(self: EmojiTraining, step: int, rows: slice | None = None) -> Any:
+    found = batch(self, step, rows)
+    digest = [float(image.double().sum()) for image in found.images]
+    SEEN.append([step, found.first, found.epochs.tolist(), found.items.tolist(), digest])
+    return found
+
+
+EmojiTraining.batch = recorded  # type: ignore[method-assign]
+changes = json.loads(given)
+interrupt = changes.pop("interrupt", 0)  # the step after which the first process gets a SIGTERM
+changes["output"] = Path(changes["output"])
+config = dataclasses.replace(CONFIGS[command], **changes)
+task = TASKS[command](config)
+if command == "zeroshot":
+    task.evaluate = lambda evaluation: {}
+after_step, steps = task.after_step, []
+
+
+def interrupting() -> None:
+    after_step()
+    steps.append(1)
+    if len(steps) == interrupt - 1 and rank == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+task.after_step = interrupting
+with contextlib.suppress(Interrupted):
+    train(task, Console(file=io.StringIO()))
+config.output.joinpath(f"seen-{rank}.json").write_text(json.dumps(SEEN))

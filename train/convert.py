@@ -1,0 +1,68 @@
+"""Convert a checkpoint that the paper's authors released to a ``ckpt.pt``, with classifier and decoders where it has them.
+
+    python -m train.convert finetuned.pth runs/authors/ckpt.pt --resize squash
+
+Nothing is unpickled but tensors. The authors evaluate by squashing the image to a square, which ``squash`` repeats;
+the default resizes the shorter side and crops, as everybody else does: report which one a figure was measured with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from digpt.artifact import load_document, write_checkpoint
+from digpt.errors import ConfigError, DigptError
+from digpt.model import build_from_config
+from digpt.preprocess import Preprocess
+from digpt.source_authors import authors_checkpoint
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What is converted, and how its images are to be resized."""
+
+    source: Annotated[Path, tyro.conf.Positional]  # the released .pth
+    output: Annotated[Path, tyro.conf.Positional]  # the ckpt.pt to write
+    resize: Literal["shortest", "squash"] = "shortest"
+    crop_pct: float = 0.875  # of the shorter side; squash takes the whole image
+    overwrite: bool = False
+
+
+def convert(config: ConvertConfig) -> str:
+    """Write the checkpoint and return its fingerprint.
+
+    Raises:
+        ConfigError: the output exists.
+        CheckpointError: not the authors' layout, or weights that do not fit the encoder they describe.
+    """
+    if config.output.exists() and not config.overwrite:
+        raise ConfigError(f"{config.output} exists; --overwrite replaces it.")
+    checkpoint = authors_checkpoint(load_document(config.source, allowed=(argparse.Namespace,)), config.source)
+    crop = 1.0 if config.resize == "squash" else config.crop_pct
+    preprocess = replace(Preprocess.from_dict(checkpoint.config["preprocess"]), resize=config.resize, crop_pct=crop)
+    checkpoint.config["preprocess"] = preprocess.to_dict()
+    build_from_config(checkpoint.config, checkpoint.weights)  # loads strictly, or says what does not fit
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    return write_checkpoint(config.output, checkpoint)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert what the command line names."""
+    try:
+        config = tyro.cli(ConvertConfig, args=argv, description=__doc__)
+        print(f"wrote {config.output}  {convert(config)}")
+    except DigptError as error:
+        print(f"train.convert: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,32 @@
+"""D-iGPT-L/14 on ImageNet-1K: 300 epochs of pretraining, then finetuning.
+
+    accelerate launch --num_processes 8 -m train.pretrain l14_in1k --data folder:data/imagenet
+    accelerate launch --num_processes 8 -m train.finetune l14_in1k --data folder:data/imagenet
+
+Hardware: 8 x H100 (80 GB). Time, by ``python -m train.plan l14_in1k`` at 40 % of the peak (assumed):
+pretrain 27 h, finetune 2.7 h.
+
+Metric: top-1 on ImageNet-1K after finetuning 87.8 % for "ViT-L" (Table 1; whose patch size it does not say), 57.3
+mIoU.
+Assumed: the peak learning rate (lost in the copy of the paper; the released command's 1.5e-4 per 256 images),
+clipping off, statistics of ImageNet; finetuning: layer decay 0.75, drop path 0.2, 50 epochs, 5e-4 per 256 images,
+from sibling recipes.
+"""
+
+from __future__ import annotations
+
+from train.recipes.common import finetuning, pretraining
+
+IMAGENET = "folder:data/imagenet"  # with train/ and val/
+
+pretrain = pretraining("l14_in1k", "L/14", IMAGENET, epochs=300, warmup_epochs=40)
+finetune = finetuning(
+    "l14_in1k",
+    "L/14",
+    IMAGENET,
+    "runs/l14_in1k/pretrain/ckpt.pt",
+    layer_decay=0.75,
+    drop_path=0.2,
+    base_lr=5e-4,
+    epochs=50,
+)

@@ -1,0 +1,26 @@
+"""Zero-shot tuning of D-iGPT-L/14 on 1 B samples of LAION-400M with OpenCLIP's text tower.
+
+    accelerate launch --num_processes 8 -m train.zeroshot l14_laion1b --data wds:data/laion400m
+
+Hardware: 8 x H100 (80 GB). Time, by ``python -m train.plan l14_laion1b`` at 40 % of the peak (assumed):
+zeroshot 60 h.
+
+Metric: zero-shot top-1 on ImageNet-1K 77.1 % (Table 4).
+Assumed: CLIPA's recipe for L/16 carried over: batch 7168, 2.24e-5, 3,571 steps of warm-up; the text tower of OpenCLIP
+ViT-L-14 trained on LAION-400M.
+"""
+
+from __future__ import annotations
+
+from train.recipes.common import text_tuning
+
+zeroshot = text_tuning(
+    "l14_laion1b",
+    "L/14",
+    "open_clip:ViT-L-14/laion400m_e32",
+    "runs/l14_in21k/pretrain/ckpt.pt",
+    batch_size=7168,
+    steps=1_000_000_000 // 7168,
+    lr=2.24e-5,
+    warmup=3571,
+)

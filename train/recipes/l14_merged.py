@@ -1,0 +1,16 @@
+"""D-iGPT-L/14 on the merged set (36 M images by the paper: IN-21K, CC12M, CC3M, Objects365, COCO, ADE20K): 60 epochs.
+
+    accelerate launch --num_processes 8 -m train.pretrain l14_merged --data folder:data/merged
+
+Hardware: 8 x H100 (80 GB). Time, by ``python -m train.plan l14_merged`` at 40 % of the peak (assumed):
+pretrain 152 h.
+
+Metric: 89.5 % on ImageNet-1K (abstract), after intermediate and final finetuning.
+Assumed: the peak learning rate (lost in the copy of the paper): 1.5e-4 per 256 images.
+"""
+
+from __future__ import annotations
+
+from train.recipes.common import pretraining
+
+pretrain = pretraining("l14_merged", "L/14", "folder:data/merged", epochs=60, warmup_epochs=2)
