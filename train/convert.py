@@ -1,4 +1,4 @@
-"""Convert a checkpoint that the paper's authors released to a ``ckpt.pt``, with classifier and decoders where it has them.
+"""Convert a checkpoint that the paper's authors released to a ``ckpt.pt``, classifier and decoders included.
 
     python -m train.convert finetuned.pth runs/authors/ckpt.pt --resize squash
 

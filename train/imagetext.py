@@ -81,7 +81,7 @@ def text_tower(spec: str) -> tuple[TextTower, dict[str, Any], Model]:
     model = load_model(named[0].spec(named[1]) if named else spec)
     text = model.config["text"]
     refusal = f"{spec} has no text tower that can be tuned here: name a CLIP or OpenCLIP model, as openclip-h."
-    if model.text is None or model.config["architecture"] != "open_clip" or "hf_model_name" in text["tower"]:
+    if text is None or not text["tokenizer"].startswith("open_clip:") or "hf_model_name" in text["tower"]:
         raise CapabilityError(refusal)
     cfg = {**dataclasses.asdict(open_clip.CLIPTextCfg()), **text["tower"]}
     tower: dict[str, Any] = {name: cfg[name] for name in _TOWER_FIELDS}
@@ -89,6 +89,7 @@ def text_tower(spec: str) -> tuple[TextTower, dict[str, Any], Model]:
     tower |= {"quick_gelu": bool(model.config["encoder"].get("quick_gelu"))}
     rebuilt = TextTower(**tower)
     missing, unexpected = rebuilt.load_state_dict(text_tower_weights(model), strict=False)
+    assert model.text is not None
     tokens = torch.from_numpy(model.text.tokenize(_PROBES))
     with torch.no_grad():
         same = (
