@@ -59,7 +59,8 @@ quickstart: $(INSTALLED)  ## pretrain, tune, evaluate and export in miniature, i
 bench: $(INSTALLED)  ## measure this machine, and what the class set and pretraining are worth
 	$(PY) -m benchmarks.matmul
 	$(PY) -m benchmarks.fewer_names
-	@echo "longer ones: python -m benchmarks.tuning_gain, python -m benchmarks.knn_gain (docs/results.md)"
+	$(PY) -m benchmarks.loader
+	@echo "longer ones: python -m benchmarks.train_step, python -m benchmarks.tuning_gain, python -m benchmarks.knn_gain (docs/results.md)"
 
 docs:  ## list the documents with their titles
 	@for page in *.md docs/*.md docs/*/*.md data/*/README.md; do test ! -f $$page || printf '%-48s %s\n' $$page "$$(grep -m 1 '^# ' $$page | cut -c 3-)"; done

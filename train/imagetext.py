@@ -53,12 +53,12 @@ class PairsModule(nn.Module):
         self.encoder, self.text, self.frozen = encoder, text, frozen
         self.projection = nn.Linear(encoder.embed_dim, dim, bias=False)
         nn.init.normal_(self.projection.weight, std=encoder.embed_dim**-0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(logit_scale)]))  # FSDP2 shards no scalars
         text.requires_grad_(not frozen)
 
     def forward(self, normalised: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B,3,S,S]`` and ``[B,L]`` -> unit ``[B,D]`` twice, and the logit scale."""
-        return self.embed_images(normalised), self.embed_texts(tokens), self.logit_scale.exp()
+        return self.embed_images(normalised), self.embed_texts(tokens), self.logit_scale.exp().squeeze()
 
     def embed_images(self, normalised: Tensor) -> Tensor:
         """Normalised ``[B,3,S,S]`` -> unit ``[B,D]``."""

@@ -70,11 +70,11 @@ class ZeroshotModule(nn.Module):
         self.encoder = encoder
         self.projection = nn.Linear(encoder.embed_dim, dim, bias=False)
         nn.init.normal_(self.projection.weight, std=encoder.embed_dim**-0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(logit_scale)]))  # FSDP2 shards no scalars
 
     def forward(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised ``[B,3,S,S]`` -> unit ``[B,D]`` and the logit scale."""
-        return F.normalize(self.projection(self.encoder(normalised)).float(), dim=-1), self.logit_scale.exp()
+        return F.normalize(self.projection(self.encoder(normalised)).float(), dim=-1), self.logit_scale.exp().squeeze()
 
 
 class ZeroshotTask:
