@@ -229,8 +229,11 @@ class PhotoTraining:
         return sample_stream(step, self.batch_size, len(self), self.seed)
 
     def pictures(self, count: int) -> Tensor:
-        """Some pictures of the first batch, float32 ``[count,3,S,S]`` in [0, 1]."""
-        return self.batch(0, slice(0, min(count, self.batch_size))).to(torch.device("cpu")).images
+        """Some pictures of the first batch, float32 ``[count,3,S,S]`` in [0, 1]; bad ones among them do not count."""
+        batch = self.reader[self._request(0, slice(0, min(count, self.batch_size)))]
+        if isinstance(batch, DigptError):
+            raise batch
+        return batch.to(torch.device("cpu")).images
 
     def batch(self, step: int, rows: slice | None = None) -> PhotoBatch:
         """``rows`` of the batch of one step (default: all), read in this process."""

@@ -112,9 +112,12 @@ class PretrainTask:
             raise ConfigError(f"--init {path} has no decoders: give a checkpoint of train.pretrain.")
         try:
             self.module.encoder.load_state_dict(checkpoint.weights["encoder"], strict=True)
+            self.module.load_decoder_state(checkpoint.weights["decoders"])
         except RuntimeError as error:
-            raise ConfigError(f"--init {path} holds another encoder: {str(error).splitlines()[-1].strip()}") from error
-        self.module.load_decoder_state(checkpoint.weights["decoders"])
+            raise ConfigError(
+                f"--init {path} does not fit; choose the variant, image_size, depth and decoders that it was trained "
+                f"with ({str(error).splitlines()[-1].strip()})"
+            ) from error
         self.parents.append(parent("init", checkpoint.fingerprint, checkpoint.provenance))
 
     def to(self, device: torch.device) -> None:

@@ -28,8 +28,8 @@ class Share:
         if batch_size % parts or batch_size < parts:
             low = max(batch_size // parts, 1) * parts
             raise ConfigError(
-                f"batch_size={batch_size} is the whole batch and does not divide among {self.world} processes x "
-                f"{self.accumulate} micro-batches: use {low} or {low + parts}."
+                f"batch_size={batch_size} is the whole batch and does not divide into {parts} parts "
+                f"(processes {self.world} x accumulate {self.accumulate}): use {low} or {low + parts}."
             )
         return batch_size // parts
 

@@ -150,3 +150,38 @@ def test_what_cannot_be_tuned_is_refused(chain: dict[str, Path]) -> None:
         ZeroshotTask(ZeroshotConfig(encoder=str(chain["teacher"]), teacher=str(chain["teacher"])))
     with pytest.raises(ConfigError, match="Unknown paradigm 'digptt'"):
         PretrainTask(dataclasses.replace(PRETRAIN, paradigm="digptt"))
+
+
+def first_losses(config: PretrainConfig, steps: int = 1) -> list[float]:
+    """The losses that the log of a short run holds."""
+    task = PretrainTask(dataclasses.replace(config, steps=steps))
+    task.evaluate = lambda evaluation: {}  # type: ignore[method-assign]  # thousands of images: not tested here
+    folder = train(task).parent
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_pretraining_goes_on_from_a_checkpoint_with_its_decoders(chain: dict[str, Path], tmp_path: Path) -> None:
+    config = dataclasses.replace(PRETRAIN, teacher=str(chain["teacher"]), init=str(chain["pretrain"]), lr=0.0)
+    task = PretrainTask(dataclasses.replace(config, output=tmp_path / "task"))
+    source = read_checkpoint(chain["pretrain"])
+    checkpoint = task.checkpoint({}, dict(task.module.state_dict()))
+    for part in ("encoder", "decoders"):
+        assert source.weights[part].keys() <= checkpoint.weights[part].keys()
+        assert all(torch.equal(checkpoint.weights[part][name], value) for name, value in source.weights[part].items())
+    assert [line["role"] for line in checkpoint.provenance["parents"]] == ["teacher", "init"]
+    with pytest.raises(ConfigError, match="has no decoders: give a checkpoint of train.pretrain"):
+        PretrainTask(dataclasses.replace(config, init=str(chain["zeroshot"])))
+    wider = dataclasses.replace(PRETRAIN.objective, decoder_width=64)
+    for other in ({"variant": "S/16"}, {"objective": wider}):
+        with pytest.raises(ConfigError, match="does not fit; choose the variant, .*size mismatch"):
+            PretrainTask(dataclasses.replace(config, **other))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's tracer looks at it and hides the warning itself
+def test_compiled_and_checkpointed_blocks_give_the_same_losses(chain: dict[str, Path], tmp_path: Path) -> None:
+    """The backend ``eager`` traces the blocks as any other does, but needs no compiler."""
+    config = dataclasses.replace(PRETRAIN, teacher=str(chain["teacher"]), output=tmp_path / "plain")
+    other = dataclasses.replace(config, compile="eager", checkpointing=True, output=tmp_path / "compiled")
+    plain, compiled = first_losses(config, 3), first_losses(other, 3)
+    assert len(plain) == 3 and compiled == pytest.approx(plain, rel=1e-5)
