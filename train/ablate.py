@@ -31,7 +31,7 @@ from digpt.errors import ConfigError, DigptError, near_misses
 from digpt.metrics import t_half_width
 from digpt.sources import load_model
 from train.clock import Clock
-from train.config import TrainConfig, load_recipe
+from train.config import load_recipe
 from train.data import EmojiTraining
 from train.finetune import FinetuneTask
 from train.loop import train
@@ -107,7 +107,7 @@ class Ablation:
                     self._say(f"seed {seed}  equal {equal}  {' '.join(row.cells)}  {steps} steps", found)
             if self.config.scratch:
                 results.setdefault("scratch", {}).setdefault("random", []).append(self._tuned("random", seed, "random"))
-            text = self.markdown(results, seconds)
+            text = self.markdown(results, seconds, seed + 1)
             (self.root / "TABLE.md").write_text(text)
         return text
 
@@ -148,8 +148,9 @@ class Ablation:
     def _step_seconds(self) -> dict[str, float]:
         """Median seconds of a training step by row, measured in turns so that a busy machine slows all alike."""
         file = self.root / "step_seconds.json"
-        if file.exists():
-            known: dict[str, float] = json.loads(file.read_text())
+        settings = {"threads": self.config.threads, "batch_size": self.config.batch_size}
+        known = self._known(file, settings)
+        if known is not None:
             return known
         torch.set_num_threads(self.config.threads)
         turns = [_timed_steps(self._pretrain_config(row, 0, 10, self.root / "timing")) for row in self.rows]
@@ -159,7 +160,7 @@ class Ablation:
                 found.append(next(turn))
         names = [_name(row) for row in self.rows]
         seconds = {name: statistics.median(found[1:]) for name, found in zip(names, times, strict=True)}
-        atomic_json(file, seconds)
+        atomic_json(file, {"figures": seconds, "config": settings})
         return seconds
 
     def _teacher(self, needs: str) -> str:
@@ -187,36 +188,41 @@ class Ablation:
         name = f"{_name(row)}-{steps}-{seed}"
         folder = self.root / "cells" / name
         config = self._pretrain_config(row, seed, steps, folder / "pretrain")
-        if (folder / "figures.json").exists():
-            stored: dict[str, Any] = json.loads((folder / "figures.json").read_text())
-            self._same(folder, stored["config"], config)
-            return dict(stored["figures"])
+        record = {**config.to_dict(), **self._tuning()}
+        known = self._known(folder / "figures.json", record)
+        if known is not None:
+            return known
         path = train(PretrainTask(config), _quiet())
         figures = self._tuned(str(path), seed, name)
-        probe = linear_and_knn(str(path), self._probe, self.config.threads)
-        figures |= probe
-        atomic_json(folder / "figures.json", {"figures": figures, "config": self._record(config)})
+        figures |= linear_and_knn(str(path), self._probe, self.config.threads)
+        atomic_json(folder / "figures.json", {"figures": figures, "config": record})
         if not self.config.keep:
             shutil.rmtree(folder / "pretrain")
         return figures
 
-    def _record(self, config: TrainConfig) -> dict[str, Any]:
-        return {**config.to_dict(), "finetune_steps": self.config.finetune_steps, "tune_steps": self.config.tune_steps}
+    def _tuning(self) -> dict[str, int]:
+        return {"finetune_steps": self.config.finetune_steps, "tune_steps": self.config.tune_steps}
 
-    def _same(self, folder: Path, stored: dict[str, Any], config: TrainConfig) -> None:
-        now = json.loads(json.dumps(self._record(config)))
-        changed = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
+    def _known(self, file: Path, config: dict[str, Any]) -> dict[str, float] | None:
+        """The figures that ``file`` holds, if it exists; refused when they were measured with other settings."""
+        if not file.exists():
+            return None
+        stored, now = json.loads(file.read_text()), json.loads(json.dumps(config))
+        before: dict[str, Any] = stored.get("config", {})
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             raise ConfigError(
-                f"{folder} was measured with other settings ({', '.join(changed)}): choose another --output."
+                f"{file} was measured with other settings ({', '.join(changed)}): choose another --output."
             )
+        return dict(stored["figures"])
 
     def _tuned(self, encoder: str, seed: int, name: str) -> dict[str, float]:
         """Accuracy after finetuning on the subgroups, and after tuning to the teacher's texts."""
         folder = self.root / "cells" / (f"random-{seed}" if encoder == "random" else name)
         file = folder / "tuned.json"
-        if file.exists():
-            known: dict[str, float] = json.loads(file.read_text())
+        record = {**self._tuning(), "batch_size": self.config.batch_size}
+        known = self._known(file, record)
+        if known is not None:
             return known
         common = {"encoder": encoder, "seed": seed}
         finetune = dataclasses.replace(
@@ -235,7 +241,7 @@ class Ablation:
         finetuned = read_checkpoint(train(FinetuneTask(finetune), _quiet())).provenance["figures"]
         figures = {"finetune_flat": finetuned["flat_top1"], "finetune_val": finetuned["val_top1"]}
         figures["tuned_flat"] = named_subgroup(str(train(ZeroshotTask(tune), _quiet())), self._probe)
-        atomic_json(file, figures)
+        atomic_json(file, {"figures": figures, "config": record})
         if not self.config.keep:
             shutil.rmtree(folder / "finetune")
             shutil.rmtree(folder / "zeroshot")
@@ -243,13 +249,26 @@ class Ablation:
 
     # ------------------------------------------------------------------------------------------------- the table
 
-    def markdown(self, results: dict[str, dict[str, list[dict[str, float]]]], seconds: dict[str, float]) -> str:
-        """Mean and 95 % t-interval over the seeds; differences to the reference row are paired by seed."""
-        config, parts = self.config, [f"# {self.table.title}\n"]
-        for equal in config.equal:
-            parts.append(self._section(equal, results, seconds))
-        parts.append(_reading(config, self.rows))
+    def markdown(self, results: dict[str, Any], seconds: dict[str, float], seeds: int) -> str:
+        """Mean and 95 % t-interval over the seeds so far; differences are paired by seed."""
+        parts = [f"# {self.table.title}\n"]
+        for equal in self.config.equal:
+            parts += [self._section(equal, results, seconds), *self._pairs(results[equal])]
+        if seconds:
+            each = (f"{' '.join(row.cells)} {1000 * seconds[_name(row)]:.0f}" for row in self.rows)
+            parts.append(f"Milliseconds per step, {self.config.threads} threads: {'; '.join(each)}.\n")
+        parts.append(_reading(self.config, self.rows, seeds))
         return "\n".join(parts)
+
+    def _pairs(self, found: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+        """Differences between two rows, neither of which is the reference."""
+        for one, other in self.table.pairs:
+            first, second = self.table.rows[one], self.table.rows[other]
+            runs = list(zip(found[_name(first)], found[_name(second)], strict=True))
+            apart = (
+                f"{title} {interval([a[key] - b[key] for a, b in runs], sign=True)}" for key, title in MEASURES.items()
+            )
+            yield f"{first.cells[0]} minus {second.cells[0]}: {'; '.join(apart)}.\n"
 
     def _section(self, equal: str, results: dict[str, Any], seconds: dict[str, float]) -> str:
         table, reference = self.table, _name(self.table.rows[self.table.reference])
@@ -347,12 +366,12 @@ def interval(values: Sequence[float], sign: bool = False) -> str:
     return f"{shown} ± {t_half_width(numbers):.1f}"
 
 
-def _reading(config: AblateConfig, rows: Sequence[Row]) -> str:
+def _reading(config: AblateConfig, rows: Sequence[Row], seeds: int) -> str:
     """What such a table can say, and what it cannot."""
     used = sorted({row.needs for row in rows} & set(STAND_INS))
     stand_ins = "; ".join(f"{name}: {STAND_INS[name]}" for name in used)
     return (
-        f"{config.seeds} seeds; mean ± half of the 95 % t-interval, in percent; differences paired by seed. "
+        f"{seeds} seeds; mean ± half of the 95 % t-interval, in percent; differences paired by seed. "
         f"Pretraining {config.steps} steps of {config.batch_size} images, finetuning {config.finetune_steps}, text "
         f"tuning {config.tune_steps}. Finetuning is over the emoji's subgroups on three styles, on two that no "
         f"training saw. Stand-ins for teachers: {stand_ins or 'none'}.\n\n"

@@ -92,7 +92,10 @@ def _augment(rgba: Tensor, draws: _Draws, config: AugmentConfig) -> Tensor:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images ``[B,3,S,S]`` in [0, 1] in an encoder's statistics."""
-    center, spread = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    # filled on the device: a copy from the host would make it wait for all work that is queued
+    center, spread = (
+        torch.stack([torch.full((1, 1), value, device=images.device) for value in values]) for values in (mean, std)
+    )
     return (images - center) / spread
 
 

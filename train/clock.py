@@ -15,12 +15,13 @@ from torch import Tensor, nn
 class Clock:
     """Seconds per part of a step. Parts nest: time inside an inner part counts for the inner part alone.
 
-    On a GPU, work is only queued: there the loop measures a sample of the steps (``active``), waiting for the device
-    (``synchronise``) at the borders of each part.
+    On a GPU, work is only queued: there the loop measures one in ``stride`` steps (``active``), waiting for the device
+    (``synchronise``) at the borders of each part, and counts it for all of them.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     active: bool = True
+    stride: int = 1
     synchronise: Callable[[], None] | None = None
     _inner: list[float] = field(default_factory=list)
 
@@ -31,8 +32,8 @@ class Clock:
         return time.perf_counter()
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to ``name``."""
+    def part(self, name: str, every: bool = False) -> Iterator[None]:
+        """Add the time spent inside to ``name``; ``every``: it is measured every time, not in one step of a stride."""
         if not self.active:
             yield
             return
@@ -42,19 +43,19 @@ class Clock:
             yield
         finally:
             elapsed = self.now() - start
-            self.add(name, elapsed - self._inner.pop())
+            self.add(name, elapsed - self._inner.pop(), 1 if every else self.stride)
             if self._inner:
                 self._inner[-1] += elapsed
 
-    def add(self, name: str, seconds: float) -> None:
-        """Book ``seconds`` on ``name``."""
+    def add(self, name: str, seconds: float, times: int) -> None:
+        """Book ``seconds`` on ``name``, for ``times`` steps."""
         if self.active:
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds * times
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Rebook ``seconds`` from one part to another."""
-        self.add(source, -seconds)
-        self.add(target, seconds)
+        """Rebook ``seconds`` of a step from one part to another."""
+        self.add(source, -seconds, self.stride)
+        self.add(target, seconds, self.stride)
 
 
 class BackwardMark:
@@ -81,8 +82,8 @@ class BackwardMark:
         loss.backward()
         end = clock.now()
         reached = self._reached or start
-        clock.add(before, reached - start)
-        clock.add(after, end - reached)
+        clock.add(before, reached - start, clock.stride)
+        clock.add(after, end - reached, clock.stride)
 
     def _start(self, module: nn.Module, arguments: Any) -> None:
         if self.clock is None or not self.clock.active:

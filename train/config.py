@@ -60,7 +60,7 @@ class TrainConfig:
     lr: float = 1e-3
     base_lr: float | None = None  # per 256 images of the batch; sets lr when given
     min_lr: float = 1e-5
-    warmup: int = 100  # steps of linear warm-up before the cosine
+    warmup: int = 100  # steps of linear warm-up before the cosine, at most all of them
     warmup_epochs: float | None = None  # sets warmup when given
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -84,25 +84,42 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("workers", "keep_last", "nonfinite_limit"):
-            if getattr(self, name) < 0:
+        numbers = ("lr", "base_lr", "min_lr", "warmup", "warmup_epochs", "weight_decay", "clip")
+        for name in (*numbers, "workers", "keep_last", "nonfinite_limit"):
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative.")
-        if not 0 <= self.warmup <= self.steps:
-            object.__setattr__(self, "warmup", max(0, min(self.warmup, self.steps)))
+        for name in ("epochs", "limit"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}={value} must be above 0; leave it out for none.")
+        if self.compile:
+            _check_backend(self.compile)
+        object.__setattr__(self, "warmup", min(self.warmup, self.steps))
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON-able values, without what may differ between a run and its resumption."""
         values = dataclasses.asdict(self)
-        for name in MAY_DIFFER:
-            values.pop(name)
-        return {key: plain(value) for key, value in values.items()}
+        return {key: plain(value) for key, value in values.items() if key not in MAY_DIFFER}
+
+    def check_given(self, given: frozenset[str]) -> None:
+        """Refuse options (``objective.decoder_depth``) that the command line gave and this run would not use."""
 
 
-# A resumed run may have more processes, another device or fewer loader workers: none of them changes the samples.
+# A resumed run may have more processes, another device or less memory: none of these changes the samples.
 MAY_DIFFER = (
     "output", "overwrite", "workers", "prefetch", "max_errors", "accumulate", "device", "sharding", "threads",
-    "trackers", "keep_last", "save_every", "log_every",
+    "compile", "checkpointing", "nonfinite", "nonfinite_limit", "val_data", "trackers", "keep_last", "save_every",
+    "log_every",
 )  # fmt: skip
+
+
+def _check_backend(name: str) -> None:
+    """torch itself would refuse an unknown backend after everything is loaded, with a traceback."""
+    import torch._dynamo
+
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if name not in known:
+        raise ConfigError(f"Unknown --compile {name!r}; most use inductor.{near_misses(name, known)}")
 
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -145,25 +162,41 @@ def parse(command: str, argv: list[str] | None = None) -> Any:
     """Read ``[RECIPE] [--miniature] [--print-config] --field value ...`` into the recipe's configuration.
 
     ``--miniature`` shrinks the recipe to the bundled data; ``--print-config`` prints the result as JSON and exits.
-    Unknown fields name the near misses.
+    Unknown fields name the near misses. ``--steps``, ``--warmup`` and ``--lr`` win over what a recipe gives in epochs
+    or per 256 images.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    small, shown = "--miniature" in arguments, "--print-config" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--miniature", "--print-config")]
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "emoji"
     default = load_recipe(recipe, command)
-    if "--miniature" in arguments:
+    if small:
         from train.miniature import miniature
 
-        arguments.remove("--miniature")
         default = miniature(default)
-    shown = "--print-config" in arguments
-    if shown:
-        arguments.remove("--print-config")
+    flags = (argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--"))
+    given = frozenset(flag.replace("-", "_") for flag in flags)
+    default = dataclasses.replace(default, **_overruled(given))
     prog = f"python -m train.{command} [RECIPE: {' | '.join(RECIPES)}] [--miniature] [--print-config]"
     config = tyro.cli(type(default), default=default, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    config.check_given(given)
     if shown:
-        print(json.dumps({"command": command, "recipe": recipe, **plain(dataclasses.asdict(config))}, indent=2))
+        values = plain(dataclasses.asdict(config))
+        values |= {name: f"from {other}" for name, other in _FOLLOWS.items() if values[other] is not None}
+        print(json.dumps({"command": command, "recipe": recipe, **values}, indent=2))
         raise SystemExit(0)
     return config
+
+
+_FOLLOWS = {"steps": "epochs", "warmup": "warmup_epochs", "lr": "base_lr"}  # see ``resolved``
+
+
+def _overruled(given: frozenset[str]) -> dict[str, None]:
+    """A recipe's epochs and base_lr, switched off where what follows from them is given itself."""
+    for name, other in _FOLLOWS.items():
+        if {name, other} <= given:
+            raise ConfigError(f"--{name} and --{other.replace('_', '-')} say the same thing: give one of them.")
+    return {other: None for name, other in _FOLLOWS.items() if name in given}
 
 
 def say(text: str) -> None:

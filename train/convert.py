@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -22,6 +22,7 @@ from digpt.errors import ConfigError, DigptError
 from digpt.model import build_from_config
 from digpt.preprocess import Preprocess
 from digpt.source_authors import authors_checkpoint
+from train.finetune import Protocol, measured
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ConvertConfig:
 
     source: Annotated[Path, tyro.conf.Positional]  # the released .pth
     output: Annotated[Path, tyro.conf.Positional]  # the ckpt.pt to write
-    resize: Literal["shortest", "squash"] = "shortest"
+    resize: Protocol = "shortest"
     crop_pct: float = 0.875  # of the shorter side; squash takes the whole image
     overwrite: bool = False
 
@@ -45,9 +46,8 @@ def convert(config: ConvertConfig) -> str:
     if config.output.exists() and not config.overwrite:
         raise ConfigError(f"{config.output} exists; --overwrite replaces it.")
     checkpoint = authors_checkpoint(load_document(config.source, allowed=(argparse.Namespace,)), config.source)
-    crop = 1.0 if config.resize == "squash" else config.crop_pct
-    preprocess = replace(Preprocess.from_dict(checkpoint.config["preprocess"]), resize=config.resize, crop_pct=crop)
-    checkpoint.config["preprocess"] = preprocess.to_dict()
+    preprocess = Preprocess.from_dict(checkpoint.config["preprocess"])
+    checkpoint.config["preprocess"] = measured(preprocess, config.resize, config.crop_pct).to_dict()
     build_from_config(checkpoint.config, checkpoint.weights)  # loads strictly, or says what does not fit
     config.output.parent.mkdir(parents=True, exist_ok=True)
     return write_checkpoint(config.output, checkpoint)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from digpt.data.emoji import SIZE, TRAIN_STYLES, EmojiSet
+from digpt.data.source import seeded_choice
 from digpt.errors import ConfigError
 from train.augment import DRAWS, AugmentConfig, augment, compose_on_white
 from train.config import TrainConfig
@@ -47,13 +48,22 @@ class Batch:
 
 
 class EmojiTraining:
-    """The training images (``seen``) in memory as uint8 RGBA ``[N,4,64,64]``, and keyed batches of them."""
+    """The training images (``seen``) in memory as uint8 RGBA ``[N,4,64,64]``, and keyed batches of them.
+
+    ``limit``: of a seeded choice of so many only; the splits to evaluate on stay whole.
+    """
 
     SPARE = 4  # uniforms handed on with each sample
     name = "emoji"
 
     def __init__(
-        self, seed: int, batch_size: int, config: AugmentConfig, root: Path | None = None, image_size: int = SIZE
+        self,
+        seed: int,
+        batch_size: int,
+        config: AugmentConfig,
+        root: Path | None = None,
+        image_size: int = SIZE,
+        limit: int | None = None,
     ) -> None:
         if image_size != SIZE:
             raise ConfigError(
@@ -62,13 +72,17 @@ class EmojiTraining:
         self.emoji = EmojiSet.load(root)
         self.seed, self.batch_size, self.config = seed, batch_size, config
         rgba, concepts = self.emoji.rgba_array("seen")
+        self.limited = limit is not None and limit < len(rgba)
+        if limit is not None and self.limited:
+            chosen = seeded_choice(len(rgba), limit)
+            rgba, concepts = rgba[chosen], concepts[chosen]
         self.rgba = torch.from_numpy(np.ascontiguousarray(rgba.transpose(0, 3, 1, 2)))
         self.concepts = torch.from_numpy(concepts)
 
     @property
     def fingerprint(self) -> str:
-        """Of the data set's decoded pixels and metadata."""
-        return self.emoji.fingerprint
+        """Of the data set's decoded pixels and metadata, and of how many images are used."""
+        return self.emoji.fingerprint + (f"-limit{len(self)}" if self.limited else "")
 
     def __len__(self) -> int:
         return len(self.rgba)
@@ -116,4 +130,4 @@ def emoji_training(config: TrainConfig, augment: AugmentConfig, image_size: int)
     """
     if config.data != "emoji":
         raise ConfigError(f"This command trains on the bundled data only: --data emoji, not {config.data!r}.")
-    return EmojiTraining(config.seed, config.batch_size, augment, config.data_root, image_size)
+    return EmojiTraining(config.seed, config.batch_size, augment, config.data_root, image_size, config.limit)

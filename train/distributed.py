@@ -6,6 +6,7 @@ FSDP is not used because it is silently DDP on CPUs, where this is tested (docs/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from accelerate.state import DistributedType
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor, nn, optim
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,8 +40,11 @@ class Processes:
             log_with=_trackers(config) or None,
             project_dir=str(config.output),
         )
-        if self.accelerator.distributed_type not in _PLAIN and not self.sharded:
-            raise ConfigError(f"{self.accelerator.distributed_type} is not supported: use DDP, or --sharding fsdp2.")
+        kind = self.accelerator.distributed_type
+        if kind == DistributedType.FSDP and not self.sharded:
+            raise ConfigError("accelerate's configuration asks for FSDP: say --sharding fsdp2 as well.")
+        if kind not in (*_PLAIN, DistributedType.FSDP):
+            raise ConfigError(f"{kind} is not supported: use DDP, or --sharding fsdp2.")
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes, config.accumulate)
         self.share.micro_batch(config.batch_size)  # refuse a batch that does not divide
 
@@ -55,8 +59,8 @@ class Processes:
 
     @property
     def sharded(self) -> bool:
-        """FSDP2 was asked for, by ``--sharding`` or by accelerate's own configuration."""
-        return self.config.sharding == "fsdp2" or self.accelerator.distributed_type == DistributedType.FSDP
+        """Whether the processes hold shards of the model instead of copies."""
+        return self.config.sharding == "fsdp2"
 
     def wrap(self, module: nn.Module, blocks: list[nn.Module]) -> nn.Module:
         """Move ``module`` to the device, compile its blocks, and prepare it for several processes."""
@@ -69,11 +73,12 @@ class Processes:
         if not self.sharded:
             ids = [self.device.index] if self.device.type == "cuda" else None
             return DistributedDataParallel(module, device_ids=ids)
-        bf16 = self.config.precision == "bf16" and self.device.type == "cuda"
+        bf16 = self.config.precision == "bf16"
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
         for block in blocks:
             fully_shard(block, mp_policy=policy)
         fully_shard(module, mp_policy=policy)  # in place
+        _make_root(module)
         return module
 
     def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
@@ -90,25 +95,41 @@ class Processes:
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Inside, every process holds the whole model, so that evaluations may call its parts as they like."""
+        """Inside, every process holds the whole model, so that evaluations may call its parts as they like.
+
+        Shards in bf16 need autocast: only a call of the model itself would cast what goes in.
+        """
         shards = [part for part in model.modules() if isinstance(part, FSDPModule)]
         for part in shards:
             part.unshard()
             part.set_reshard_after_forward(False, recurse=False)
         try:
-            yield
+            with self.autocast() if shards else nullcontext():
+                yield
         finally:
             for part in shards:
                 part.set_reshard_after_forward(part is not model, recurse=False)
                 part.reshard()
 
-    def agree(self, *values: float) -> list[float]:
-        """The largest of each value over all processes: the one time per step that the host waits for the device."""
+    def agree(self, norm: Tensor, flag: bool) -> tuple[float, bool]:
+        """The gradient's norm, NaN where it is not finite in any process, and whether any raised the flag.
+
+        The one time per step that the host waits for the device.
+        """
+        bad, raised = ~norm.isfinite(), torch.full((), flag, device=norm.device)
+        together = torch.stack([bad.double(), raised.double(), norm.double().nan_to_num()])
+        if self.share.world > 1:
+            torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+        failed, asked, value = together.tolist()
+        return math.nan if failed else value, bool(asked)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """A picklable value of every process."""
         if self.share.world == 1:
-            return list(values)
-        together = torch.tensor(values, device=self.device, dtype=torch.float64)
-        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
-        return list(together.tolist())
+            return [value]
+        found: list[Any] = [None] * self.share.world
+        torch.distributed.all_gather_object(found, value)
+        return found
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -165,6 +186,15 @@ def gather(values: Tensor) -> Tensor:
         torch.distributed.all_gather(parts, values.contiguous())
         return torch.cat(parts)
     return torch.cat(all_gather(values))
+
+
+def _make_root(module: Any) -> None:
+    """Have FSDP2 take ``module`` for the root: else a block that an evaluation calls first would become one."""
+    module.touch = lambda: None
+    register_fsdp_forward_method(module, "touch")
+    with torch.no_grad():
+        module.touch()
+    module.reshard()
 
 
 _PLAIN = tuple(kind for name in ("NO", "MULTI_CPU", "MULTI_GPU") if (kind := getattr(DistributedType, name, None)))

@@ -35,11 +35,20 @@ from train.loop import train
 from train.photo_augment import FinetuneAugment
 from train.provenance import provenance
 from train.share import Share
-from train.sources import EmojiClasses, finetuning_data
+from train.sources import EmojiClasses, PhotoClasses, finetuning_data, refuse_unused
 from train.starts import start_encoder
 from train.task import Evaluation
 
 Protocol = Literal["shortest", "squash"]
+
+
+def measured(preprocess: Preprocess, resize: Protocol, crop_pct: float) -> Preprocess:
+    """``preprocess`` by one of the protocols that figures are measured with.
+
+    ``shortest`` keeps ``crop_pct`` of the shorter side, as everybody does; ``squash`` takes the whole image, as the
+    authors do.
+    """
+    return dataclasses.replace(preprocess, resize=resize, crop_pct=1.0 if resize == "squash" else crop_pct)
 
 
 @dataclass(frozen=True)
@@ -51,13 +60,13 @@ class FinetuneConfig(TrainConfig):
     variant: str = "Ti/16"  # shape of the encoder when it is "random"
     image_size: int = 64
     depth: int | None = 6
-    classes: int = 0  # their number, where the data do not tell
+    classes: int = 0  # their number, where the data do not tell; else 0
     val_data: str = ""  # where to evaluate; empty: the split "val" of data
     layer_decay: float = 0.65  # each block's learning rate, by that of the block after it
     drop_path: float = 0.1  # of the last block; rises linearly from 0
     ema: float = 0.0  # decay of a moving average of the weights, which is then evaluated and kept; 0: none
     head_std: float = 2e-5
-    crop_pct: float = 0.875  # of the evaluation
+    crop_pct: float = 0.875  # of the shorter side in evaluation; squash takes the whole image
     resize: Protocol = "shortest"  # which of the two measured protocols the checkpoint serves with
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 0.0
@@ -69,6 +78,10 @@ class FinetuneConfig(TrainConfig):
         super().__post_init__()
         if not 0 < self.layer_decay <= 1 or not 0 <= self.drop_path < 1 or not 0 <= self.ema < 1:
             raise ConfigError("layer_decay lies in (0, 1], drop_path and ema lie in [0, 1).")
+
+    def check_given(self, given: frozenset[str]) -> None:
+        """Refuse the options of the other kind of data."""
+        refuse_unused(given, self.data, *(("val_data",) if self.data == "emoji" else ("augment", "splits")))
 
 
 class FinetuneTask:
@@ -82,9 +95,11 @@ class FinetuneTask:
             config.encoder, config.variant, config.image_size, config.depth, drop_path_rate=config.drop_path
         )
         self.encoder_config, self.parents = start.config, start.parents
-        self.preprocess = dataclasses.replace(start.preprocess, resize=config.resize, crop_pct=config.crop_pct)
+        self.preprocess = measured(start.preprocess, config.resize, config.crop_pct)
         self.tune = dataclasses.replace(config.photo, mean=start.preprocess.mean, std=start.preprocess.std)
         self.data = finetuning_data(config, config.augment, self.tune, config.image_size, config.classes)
+        # opened now, so that a mistake shows before training and not after it
+        self._validation = None if isinstance(self.data, EmojiClasses) else _validation(config, self.data)
         self.config = config = resolved(config, len(self.data))
         self.module: VisionTransformer = start.encoder
         self.module.reset_classifier(len(self.data.classes))
@@ -144,20 +159,6 @@ class FinetuneTask:
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
-    @cached_property
-    def _validation(self) -> ImageSource:
-        config = self.config
-        spec = config.val_data or config.data
-        try:
-            classes = self.data.classes if self._named else None
-            return open_images(spec, split="val", whole=bool(config.val_data), classes=classes)
-        except DataError as error:
-            raise DataError(f"{error} Name where to evaluate with --val-data.") from None
-
-    @property
-    def _named(self) -> bool:
-        return not self.config.classes
-
     def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         """Top-1 fraction: on the bundled set per split, over the subgroups; on pictures by both resize protocols."""
         model = self.module if self.ema is None else self.ema.module
@@ -177,7 +178,8 @@ class FinetuneTask:
 
     def _photo_top1(self, model: nn.Module, resize: Protocol, evaluation: Evaluation) -> float:
         config, counts = self.config, torch.zeros(2, dtype=torch.float64, device=evaluation.device)
-        preprocess: Preprocess = dataclasses.replace(self.preprocess, resize=resize)
+        preprocess = measured(self.preprocess, resize, config.crop_pct)
+        assert self._validation is not None
         for pixels, labels in evaluation_batches(self._validation, preprocess, 64, evaluation.share, config.workers):
             evaluation.check()
             images = pixels.to(evaluation.device).permute(0, 3, 1, 2) / 255
@@ -234,6 +236,22 @@ class FinetuneTask:
             },
             provenance=provenance(self.name, self.config, self.data, self.parents, figures),
         )
+
+
+def _validation(config: FinetuneConfig, data: PhotoClasses) -> ImageSource:
+    """The pictures to evaluate on, their labels numbered as in training even where a class is missing."""
+    spec, classes = config.val_data or config.data, data.classes if data.named else None
+    try:
+        found = open_images(spec, split="val", whole=bool(config.val_data), classes=classes, cache=config.output)
+    except DataError as error:
+        hint = "" if config.val_data else " Name where to evaluate with --val-data."
+        raise DataError(f"{error}{hint}") from None
+    if found.classes is not None and len(found.classes) != len(data.classes):
+        raise DataError(
+            f"{found.name} names {len(found.classes)} classes, but the training data, which name none, were said to "
+            f"have {len(data.classes)}."
+        )
+    return found
 
 
 def run(config: FinetuneConfig) -> Path:

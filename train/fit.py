@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import open_clip
 
 from train.config import TrainConfig
-from train.cost import Cost
+from train.cost import Cost, Frozen
 
 USABLE = 0.9  # of the memory; the rest is for the CUDA context, NCCL, workspaces and fragmentation
 
@@ -87,6 +91,43 @@ def smallest_accumulate(
             if need <= room:
                 return accumulate
     return None
+
+
+def with_text_tower(cost: Cost, encoder: Mapping[str, Any], text: Frozen, model: str) -> Cost:
+    """The cost of tuning the image ``encoder`` (timm's arguments) with open_clip ``model``'s text tower trained, too.
+
+    One caption per image. A block of either tower keeps about as much per token and channel, so the activations of the
+    text tower are estimated from the image encoder's largest block; with checkpointing every block keeps its float32
+    input. Its FLOPs count among the decoders'.
+    """
+    tower = open_clip.CLIPTextCfg(**(open_clip.get_model_config(model) or {})["text_cfg"])
+    size = encoder["img_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    image_tokens = 1 + (height // encoder["patch_size"]) * (width // encoder["patch_size"])
+    channels = tower.context_length * tower.width
+    block = cost.block_activations * channels / (image_tokens * encoder["embed_dim"])
+    return dataclasses.replace(
+        cost,
+        decoders=cost.decoders + 3 * text.flops,
+        recomputed=cost.recomputed + text.flops,
+        trainable=cost.trainable + text.parameters,
+        activations=cost.activations + tower.layers * block,
+        checkpointed=cost.checkpointed + tower.layers * 4.0 * channels,
+        block_activations=max(cost.block_activations, block),
+    )
+
+
+def verdict(need: float, room: float, smallest: int | None, written: bool) -> str:
+    """Whether ``need`` bytes fit into ``room``, and from how many micro-batches on they do.
+
+    ``written`` says that the recipe itself trains this way, with or without checkpointing.
+    """
+    if not written:
+        return "would never fit" if smallest is None else f"would fit from --accumulate {smallest}"
+    if need <= room:
+        return "fits as written"
+    remedy = "no --accumulate helps" if smallest is None else f"use --accumulate {smallest}"
+    return f"does not fit as written: {remedy}"
 
 
 def disk(cost: Cost, config: TrainConfig, text_parameters: int) -> dict[str, float]:

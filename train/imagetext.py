@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from digpt.artifact import Checkpoint
-from digpt.data.pairs import PairSource, open_pairs
+from digpt.data.pairs import open_pairs
 from digpt.errors import CapabilityError, ConfigError
 from digpt.model import TextTower
-from digpt.source_open_clip import text_tower_weights
-from digpt.sources import Model, load_model
+from digpt.source_open_clip import OpenClipTokenizer, text_tower_weights
+from digpt.sources import load_model
 from train.augment import normalise
 from train.clock import Clock
 from train.config import resolved
@@ -70,8 +71,19 @@ class PairsModule(nn.Module):
             return F.normalize(self.text(tokens).float(), dim=-1)
 
 
-def text_tower(spec: str) -> tuple[TextTower, dict[str, Any], Model]:
-    """The text tower of an open_clip model, its ``text`` entry for a checkpoint, and the model.
+@dataclass(frozen=True)
+class Text:
+    """What is kept of an open_clip model: its text tower, and no vision tower."""
+
+    tower: TextTower
+    entry: dict[str, Any]  # ``text`` of a checkpoint's config
+    tokenize: OpenClipTokenizer
+    logit_scale: float
+    parent: dict[str, Any]  # the model in the record of a checkpoint
+
+
+def text_tower(spec: str) -> Text:
+    """The text tower of an open_clip model.
 
     Raises:
         CapabilityError: a tower that is not open_clip's own ``TextTransformer`` (a Hugging Face one, SigLIP's, ...), or
@@ -81,7 +93,8 @@ def text_tower(spec: str) -> tuple[TextTower, dict[str, Any], Model]:
     model = load_model(named[0].spec(named[1]) if named else spec)
     text = model.config["text"]
     refusal = f"{spec} has no text tower that can be tuned here: name a CLIP or OpenCLIP model, as openclip-h."
-    if text is None or not text["tokenizer"].startswith("open_clip:") or "hf_model_name" in text["tower"]:
+    known = text is not None and text["tokenizer"].startswith("open_clip:") and "hf_model_name" not in text["tower"]
+    if not known or model.config["architecture"] != "open_clip":
         raise CapabilityError(refusal)
     cfg = {**dataclasses.asdict(open_clip.CLIPTextCfg()), **text["tower"]}
     tower: dict[str, Any] = {name: cfg[name] for name in _TOWER_FIELDS}
@@ -99,7 +112,13 @@ def text_tower(spec: str) -> tuple[TextTower, dict[str, Any], Model]:
         )
     if not same:
         raise CapabilityError(refusal)
-    return rebuilt, {**text, "tower": tower}, model
+    return Text(
+        rebuilt,
+        {**text, "tower": tower},
+        OpenClipTokenizer(text["tokenizer"].removeprefix("open_clip:"), tower["context_length"]),
+        model.logit_scale or 14.3,
+        parent("text", model.fingerprint, model.provenance),
+    )
 
 
 class PairsTask:
@@ -109,16 +128,18 @@ class PairsTask:
 
     def __init__(self, config: ZeroshotConfig) -> None:
         torch.manual_seed(config.seed)
-        source = open_pairs(config.data, cache=config.output)
+        source = open_pairs(config.data, cache=config.output, limit=config.limit)
+        # opened now, so that a mistake shows before training and not after it
+        self._validation = open_pairs(config.val_data, cache=config.output) if config.val_data else None
         self.data = PairTraining(source, config.seed, config.batch_size, config.crop, config.image_size, loader(config))
         self.config = config = resolved(config, len(self.data))
-        tower, self.text, self.model = text_tower(config.teacher)
+        text = text_tower(config.teacher)
+        self.text, self.tokenize = text.entry, text.tokenize
         start = start_encoder(config.encoder, config.variant, config.image_size, config.depth)
         self.encoder_config, self.preprocess = start.config, start.preprocess
-        self.parents = [parent("text", self.model.fingerprint, self.model.provenance), *start.parents]
+        self.parents = [text.parent, *start.parents]
         dim = self.text["tower"]["output_dim"]
-        scale = self.model.logit_scale or 14.3
-        self.module = PairsModule(start.encoder, tower, dim, scale, config.freeze_text)
+        self.module = PairsModule(start.encoder, text.tower, dim, text.logit_scale, config.freeze_text)
         self.module.encoder.set_grad_checkpointing(config.checkpointing)
         self.module.text.set_grad_checkpointing(config.checkpointing)
         self._device = torch.device("cpu")
@@ -139,8 +160,8 @@ class PairsTask:
 
     def loss(self, model: nn.Module, batch: PhotoBatch, clock: Clock) -> dict[str, Tensor]:
         with clock.part("loader"):
-            assert batch.texts is not None and self.model.text is not None
-            tokens = torch.from_numpy(self.model.text.tokenize(batch.texts)).to(self._device)
+            assert batch.texts is not None
+            tokens = torch.from_numpy(self.tokenize(batch.texts)).to(self._device)
             images = self._normalise(batch.to(self._device).images)
         with clock.part("encoder"):
             embedded, texts, scale = model(images, tokens)
@@ -159,15 +180,10 @@ class PairsTask:
     def _normalise(self, images: Tensor) -> Tensor:
         return normalise(images, self.preprocess.mean, self.preprocess.std)
 
-    @cached_property
-    def _validation(self) -> PairSource:
-        return open_pairs(self.config.val_data, cache=self.config.output)
-
     def evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         """Of the first thousand pairs of ``val_data``: how often an image's own caption is the nearest."""
-        if not self.config.val_data:
+        if self._validation is None:
             return {}
-        assert self.model.text is not None
         images, texts, count = [], [], min(1000, len(self._validation))
         for start in range(0, count, 64):
             evaluation.check()
@@ -175,7 +191,7 @@ class PairsTask:
             pixels = torch.stack([torch.from_numpy(self.preprocess(data)) for data, _ in pairs])
             float_pixels = pixels.to(evaluation.device).permute(0, 3, 1, 2) / 255
             images.append(self.module.embed_images(self._normalise(float_pixels)))
-            tokens = torch.from_numpy(self.model.text.tokenize([caption for _, caption in pairs]))
+            tokens = torch.from_numpy(self.tokenize([caption for _, caption in pairs]))
             texts.append(self.module.embed_texts(tokens.to(evaluation.device)))
         nearest = (torch.cat(images) @ torch.cat(texts).T).argmax(1)
         return {"val_retrieval_top1": (nearest == torch.arange(count, device=nearest.device)).float().mean().item()}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from digpt.artifact import atomic_json
 from digpt.errors import DigptError
@@ -68,22 +69,24 @@ class _Run:
         self.optimizer = build_optimizer(task.parameter_groups(), self.config)
         self.clock, self.done, self.elapsed = Clock(), 0, 0.0
         if processes.device.type == "cuda":
-            self.clock.synchronise = torch.cuda.synchronize
+            self.clock.synchronise, self.clock.stride = torch.cuda.synchronize, self.config.log_every
         self.figures: dict[str, float] | None = None
         self.best = -math.inf
         self.skipped: list[int] = []  # steps whose gradient was not finite
         self.commits: list[str] = []
         self.unevaluated = False  # an evaluation is due at this very step
         self.stopping = False  # some process was asked to stop
-        self.began = time.perf_counter()
+        self.began, self.first = time.perf_counter(), 0
+        self.notes: dict[str, float] = {}  # the task's, of earlier sessions
         state = folder.load()
         if state is not None:
             self._restore(state)
+            self.notes = dict(state["notes"])
             console.print(f"resuming {self.config.output} at step {self.done} of {self.config.steps}")
-        self.first = self.done
         now = commit() or "unknown"
         if now not in self.commits:
             self.commits.append(now)
+        self.uncounted = False  # the task cannot tell its FLOPs
         self.peak = 0.0  # FLOP/s of a matrix product on this device, measured when the first line is due
 
     def to_the_end(self) -> Path:
@@ -91,9 +94,9 @@ class _Run:
         if self.done == config.steps and not self.unevaluated and (config.output / "ckpt.pt").exists():
             self.console.print(f"{config.output} is finished; --overwrite starts it again", soft_wrap=True)
             return config.output / "ckpt.pt"
-        if self.unevaluated:
-            self._evaluate()
-        while self.done < config.steps:
+        while self.done < config.steps or self.unevaluated:
+            if self.unevaluated:
+                self._evaluate()
             self._steps()
         return self._finish()
 
@@ -141,11 +144,14 @@ class _Run:
                 mean = value.detach() / len(micro_batches)
                 values[name] = values[name] + mean if name in values else mean
         with self.clock.part("optimiser"):
-            norm = _gradient_norm(self.optimizer, config.clip)
-            (bad, stopping) = self.processes.agree(float(not math.isfinite(norm)), float(self.stop.requested))
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            size = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm, stopping = self.processes.agree(_whole(size), self.stop.requested)
             self.stopping = stopping > 0
-            if bad:
+            if not math.isfinite(norm):
                 return self._not_finite(values, norm)
+            if config.clip:
+                nn.utils.clip_grads_with_norm_(parameters, config.clip, size)
             self.optimizer.step()
             self.task.after_step()
         self.done += 1
@@ -169,9 +175,9 @@ class _Run:
             atomic_json(config.output / "failure.json", report)
         if stopping:
             raise DigptError(
-                f"The gradient is not finite at step {step + 1} (loss {values['loss'].item():.4g}): lower --lr, "
-                f"lengthen --warmup, or go on with --nonfinite skip; the state of the last save is kept in "
-                f"{config.output}, the details are in its failure.json."
+                f"The gradient is not finite at step {step + 1} (loss {values['loss'].item():.4g}): go on from the "
+                f"last save with --nonfinite skip or reload and a --nonfinite-limit, or start anew in another --output "
+                f"with a lower --lr or a longer --warmup. Details: {config.output / 'failure.json'}."
             )
         self.console.print(f"step {step + 1}: the gradient is not finite; {config.nonfinite}", soft_wrap=True)
         if config.nonfinite == "skip":
@@ -204,7 +210,7 @@ class _Run:
         weights = self.processes.state(self.model, self.optimizer)
         names = ("done", "figures", "best", "skipped", "commits", "unevaluated")
         state = {name: getattr(self, name) for name in names}
-        state |= {"elapsed": self.seconds, "seconds": self.clock.seconds}
+        state |= {"elapsed": self.seconds, "seconds": self.clock.seconds, "notes": self._notes()}
         state["own"] = self.task.own_state() if isinstance(self.task, OwnState) else {}
         if self.processes.main:
             self.folder.save({**state, **weights})
@@ -217,7 +223,7 @@ class _Run:
         self.done, self.elapsed, self.clock.seconds = state["done"], state["elapsed"], dict(state["seconds"])
         self.figures, self.best, self.unevaluated = state["figures"], state["best"], state["unevaluated"]
         self.skipped, self.commits = list(state["skipped"]), list(state["commits"])
-        self.began = time.perf_counter()
+        self.began, self.first = time.perf_counter(), self.done
         if self.processes.main:
             self.folder.prune(self.config.keep_last, self.done)
 
@@ -233,7 +239,7 @@ class _Run:
         """Measure, keep this checkpoint and the best one, and bring the report up to date."""
         self.task.module.eval()
         self.clock.active = True
-        with self.clock.part("evaluation"), torch.no_grad(), self.processes.whole(self.model):
+        with self.clock.part("evaluation", every=True), torch.no_grad(), self.processes.whole(self.model):
             self.figures = self.task.evaluate(self)
         self.unevaluated = False
         if self.figures:
@@ -278,7 +284,7 @@ class _Run:
         utilisation = self._utilisation(rate)
         if utilisation:
             row["utilisation"] = utilisation
-        row |= self.task.notes()
+        row |= self._notes()
         self._log(row)
         left = duration((config.steps - done) * config.batch_size / rate)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if "step" not in name)
@@ -293,12 +299,25 @@ class _Run:
 
     def _utilisation(self, rate: float) -> float:
         """Share of the peak that a large matrix product reaches on these devices."""
-        flops = self.task.flops_per_image()
+        try:
+            flops = self.task.flops_per_image()
+        except DigptError as error:  # a figure to look at must not end a run
+            if not self.uncounted:
+                self.console.print(f"utilisation is not known: {error}", soft_wrap=True)
+            flops, self.uncounted = 0.0, True
         if not flops:
             return 0.0
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         self.peak = self.peak or measured_peak(self.device, dtype)
         return rate * flops / (self.peak * self.share.world)
+
+    def _notes(self) -> dict[str, float]:
+        """The task's counters over all processes and sessions."""
+        notes = dict(self.notes)
+        for part in self.processes.gathered(self.task.notes()):
+            for name, value in part.items():
+                notes[name] = notes.get(name, 0.0) + value
+        return notes
 
     def _log(self, row: dict[str, Any]) -> None:
         if self.processes.main:
@@ -317,7 +336,7 @@ class _Run:
     def _finish(self) -> Path:
         self.task.module.eval()
         path = self.config.output / "ckpt.pt"
-        state = self.processes.state(self.model, self.optimizer)["module"]
+        state, notes = self.processes.state(self.model, self.optimizer)["module"], self._notes()
         if self.processes.main:
             checkpoint = self.task.checkpoint(self.figures or {}, state)
             total = sum(self.clock.seconds.values()) or 1.0
@@ -325,7 +344,7 @@ class _Run:
             checkpoint.provenance |= {"seconds": round(self.seconds, 1), "time_split": split}
             # of the code as it was when each session began
             checkpoint.provenance["commit"] = " then ".join(self.commits)
-            checkpoint.provenance |= {"processes": self.share.world, "notes": self.task.notes()}
+            checkpoint.provenance |= {"processes": self.share.world, "notes": notes}
             fingerprint = self.folder.write_checkpoint("ckpt.pt", checkpoint, self.config.store)
             self._write_report()
             parts = ", ".join(f"{name} {value / self.seconds:.0%}" for name, value in split.items())
@@ -335,11 +354,9 @@ class _Run:
         return path
 
 
-def _gradient_norm(optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """Clip to ``clip`` (0: not at all) and return the norm that was."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm: Any = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
-    return float((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item())
+def _whole(value: Tensor) -> Tensor:
+    """A scalar that may be spread over the processes."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _parameters_not_finite(module: nn.Module, limit: int = 20) -> list[str]:

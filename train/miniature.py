@@ -4,6 +4,8 @@
 
 Kept: paradigm, weight decay, betas, clipping, layer decay, drop path, mixing, smoothing, and the share of the run that
 is warm-up. Replaced: data, sizes of encoder and decoders, teacher, batch, number of steps, learning rate, precision.
+The miniature of a text tuning is the bundled set's own task (frozen text tower, its distribution distilled): it does
+not run the code that tunes both towers on pairs from disk (``train.imagetext``).
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from train.zeroshot import ZeroshotConfig
 
 # What the emoji recipes say about the machine and the data; everything else is the recipe's own.
 _MACHINE = ("data", "data_root", "workers", "threads", "precision", "compile", "checkpointing", "steps", "batch_size",
-            "log_every", "eval_every", "save_every", "image_size", "variant", "depth", "augment")  # fmt: skip
+            "accumulate", "log_every", "eval_every", "save_every", "image_size", "variant", "depth",
+            "augment")  # fmt: skip
 _PRETRAIN = ("teacher", "mean", "std")
 
 
@@ -51,8 +54,9 @@ def miniature(config: Any) -> Any:
     }
     if command == "pretrain":
         changes |= {name: getattr(small, name) for name in _PRETRAIN}
-        sizes = {name: getattr(small.objective, name) for name in ("decoder_width", "decoder_heads")}
-        changes["objective"] = dataclasses.replace(config.objective, **sizes)
+        for options in ("objective", "mae"):
+            sizes = {name: getattr(getattr(small, options), name) for name in ("decoder_width", "decoder_heads")}
+            changes[options] = dataclasses.replace(getattr(config, options), **sizes)
     elif config.encoder != "random":
         changes["encoder"] = str(_below(Path(config.encoder)))
     if command == "zeroshot":

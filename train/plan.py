@@ -27,7 +27,7 @@ from digpt.data.images import open_images
 from digpt.errors import ConfigError, DigptError
 from train.config import RECIPES, TrainConfig, load_recipe, parse, resolved
 from train.cost import NOTHING, Cost, Frozen, image_tower_cost, pretrain_cost, text_tower_cost, tuning_cost
-from train.fit import GPUS, USABLE, Gpu, disk, memory, smallest_accumulate
+from train.fit import GPUS, USABLE, Gpu, disk, memory, smallest_accumulate, verdict, with_text_tower
 from train.measure import MeasuredStep, measured_pretraining, measured_tuning
 from train.share import Share
 from train.starts import start_encoder
@@ -39,6 +39,7 @@ GpuName = Literal["b200", "h200", "h100", "a100", "a100-40", "l40s", "l4", "a10"
 
 # Training images: ImageNet-1K (ILSVRC 2012), ImageNet-21K (fall 2011), and the paper's count of the merged set.
 PUBLISHED = {"in1k": 1_281_167, "in21k": 14_197_122, "intermediate": 14_197_122, "merged": 36_000_000}
+TITLES = {"in1k": "ImageNet-1K", "in21k": "ImageNet-21K", "intermediate": "ImageNet-21K", "merged": "the merged set"}
 JPEG_BYTES = 115_440  # ImageNet-1K's training archive, 147,897,477,120 bytes, by its images
 
 
@@ -82,20 +83,18 @@ def count(command: str, config: Any) -> tuple[Cost, int, list[str]]:
     if config.data == "emoji":
         notes.append("the bundled captions are embedded once, before the first step: their text tower is not counted")
     else:
-        text, width = text_tower_cost(_open_clip_model(config.teacher))
+        model = _open_clip_model(config.teacher)
+        text, width = text_tower_cost(model)
         text_parameters = text.parameters
-        if config.freeze_text:
-            tower = text
-            notes.append("one caption per image passes through the frozen text tower")
-        else:
-            cost = tuning_cost(encoder, width, False, NOTHING, config.precision)
-            notes.append("the text tower is trained: its FLOPs stand under decoders, its activations are not counted")
-            trained = cost.trainable + text.parameters
-            return (
-                dataclasses.replace(cost, decoders=cost.decoders + 3 * text.flops, trainable=trained),
-                text_parameters,
-                notes,
+        if not config.freeze_text:
+            notes.append(
+                "the text tower is trained: its FLOPs stand under decoders, and its activations are estimated from "
+                "those of the image encoder's blocks"
             )
+            cost = tuning_cost(encoder, width, False, NOTHING, config.precision)
+            return with_text_tower(cost, encoder, text, model), text_parameters, notes
+        tower = text
+        notes.append("one caption per image passes through the frozen text tower")
     if config.data == "emoji" and config.distill:
         image = image_tower_cost(config.teacher, encoder["img_size"])
         tower = Frozen(tower.flops + image.flops, tower.parameters + image.parameters)
@@ -133,17 +132,38 @@ def images_in(recipe: str, command: str, config: TrainConfig, given: int | None)
     if given is not None:
         return given
     if config.data == "emoji":
-        return len(EmojiSet.load(config.data_root).images("seen"))
-    kind, _, path = config.data.partition(":")
-    if kind in ("folder", "tar") and Path(path).exists():
-        return len(open_images(config.data, split="train", limit=config.limit))
-    name = recipe.rpartition("_")[2]
-    size = PUBLISHED["in1k"] if command == "finetune" and name != "intermediate" else PUBLISHED.get(name)
-    if size is not None:
+        size = len(EmojiSet.load(config.data_root).images("seen"))
         return min(size, config.limit or size)
+    if _is_here(config):
+        return len(open_images(config.data, split="train", limit=config.limit))
+    name = _published(recipe, command)
+    if name is not None:
+        return min(PUBLISHED[name], config.limit or PUBLISHED[name])
     if config.epochs is None:
         return None
     raise ConfigError(f"How many images --data {config.data} holds is not known: add --images N.")
+
+
+def _is_here(config: TrainConfig) -> bool:
+    """Whether the training data can be listed."""
+    kind, _, path = config.data.partition(":")
+    return kind in ("folder", "tar") and Path(path).exists()
+
+
+def _published(recipe: str, command: str) -> str | None:
+    """The key in ``PUBLISHED`` of the set that a recipe trains on, by its name."""
+    name = recipe.rpartition("_")[2]
+    if command == "finetune" and name != "intermediate":
+        return "in1k"
+    return name if name in PUBLISHED else None
+
+
+def _size_note(recipe: str, command: str, config: TrainConfig, images: int | None) -> list[str]:
+    """What to say where the size of the data is not their own."""
+    name = _published(recipe, command)
+    if config.data == "emoji" or name is None or _is_here(config):
+        return []
+    return [f"{config.data} is not listed here: {images:,} images, by {TITLES[name]}; --images N says otherwise"]
 
 
 # ------------------------------------------------------------------------------------------------------- the document
@@ -154,6 +174,8 @@ def plan(recipe: str, command: str, config: Any, where: PlanConfig) -> dict[str,
     images = images_in(recipe, command, config, where.images)
     config = resolved(config, images or 0)
     cost, text_parameters, notes = count(command, config)
+    if where.images is None:
+        notes = [*_size_note(recipe, command, config, images), *notes]
     total_images = config.steps * config.batch_size
     gpu, most = GPUS[where.gpu], 1 if command == "zeroshot" else None  # contrasts within the whole batch
     micro = Share(0, where.gpus, config.accumulate).micro_batch(config.batch_size)
@@ -190,6 +212,7 @@ def plan(recipe: str, command: str, config: Any, where: PlanConfig) -> dict[str,
             "bytes": gpu.memory,
             "usable": room,
             **{name: {**dataclasses.asdict(kind), "total": kind.total} for name, kind in kinds.items()},
+            "fits_as_written": kinds["checkpointing" if config.checkpointing else "stored"].total <= room,
             "smallest_accumulate": fits,
         },
         "disk": disk(cost, config, text_parameters),
@@ -270,13 +293,15 @@ def rows(one: dict[str, Any]) -> list[tuple[str, str]]:
         ("wall hours", f"{_hours(time['wall_hours'])} on {time['devices']}"),
         ("loader", f"{time['images_per_second']:,.0f} images/s: {time['loader_cores']:,.0f} CPU cores"),
     ]
-    for name, title in (("stored", f"memory per {room['gpu']}"), ("checkpointing", "... with checkpointing")):
-        need, fits = room[name], room["smallest_accumulate"][name]
-        answer = "never fits" if fits is None else f"fits from --accumulate {fits}"
+    kinds = [("stored", "without checkpointing"), ("checkpointing", "with checkpointing")]
+    written, other = reversed(kinds) if one["checkpointing"] else kinds
+    for name, title in ((written[0], f"memory per {room['gpu']}"), (other[0], f"... {other[1]}")):
+        need = room[name]
+        answer = verdict(need["total"], room["usable"], room["smallest_accumulate"][name], name == written[0])
         parts = {"teacher": need["teacher"], "activations": need["activations"]}
         parts = {"model and optimiser": need["total"] - sum(parts.values()), **parts}
         detail = ", ".join(f"{part} {_bytes(value)}" for part, value in parts.items())
-        lines.append((title, f"{_bytes(need['total'])} of {_bytes(room['bytes'])}: {detail}; {answer}"))
+        lines.append((title, f"{answer}; {_bytes(need['total'])} of {_bytes(room['bytes'])}: {detail}"))
     lines.append(
         ("disk", f"checkpoints {_bytes(size['checkpoints'])}, resume state {_bytes(size['resume_state'])} at most")
     )

@@ -69,6 +69,15 @@ class PretrainConfig(TrainConfig):
         found = {type(value): value for value in (self.objective, self.mae, self.eva)}
         return found[kind] if kind in found else kind()
 
+    def check_given(self, given: frozenset[str]) -> None:
+        """Refuse the options of another paradigm."""
+        used = paradigm_entry(self.paradigm).config
+        for name in ("objective", "mae", "eva"):
+            if type(getattr(self, name)) is not used and any(flag.startswith(f"{name}.") for flag in given):
+                raise ConfigError(
+                    f"The --{name} options do not belong to the paradigm {self.paradigm}: leave them out."
+                )
+
     def encoder(self) -> dict[str, Any]:
         """timm's arguments for the encoder."""
         depth = {} if self.depth is None else {"depth": self.depth}
@@ -84,12 +93,10 @@ class PretrainTask:
         torch.manual_seed(config.seed)
         if config.orders < 1:
             raise ConfigError(f"orders={config.orders} must be at least 1.")
-        _refuse_unused(config)
         self.encoder_config, self.options = config.encoder(), config.options()
         self.data: TrainingData = pretraining_data(config, config.augment, config.crop, config.image_size)
         self.config = config = resolved(config, len(self.data))
         self.target: Target = target_from_spec(config.teacher, config.image_size, self.encoder_config["patch_size"])
-        self.report = check_teacher(self.target, self.data.pictures(64))
         self.module: Paradigm = build_paradigm(
             config.paradigm,
             build_encoder(self.encoder_config, self.options.class_token_std),
@@ -121,9 +128,10 @@ class PretrainTask:
         self.parents.append(parent("init", checkpoint.fingerprint, checkpoint.provenance))
 
     def to(self, device: torch.device) -> None:
-        """Move the target; on a GPU it runs in the precision of the run, compiled with it."""
+        """Move the target and check it there; on a GPU it runs in the precision of the run, compiled with it."""
         self._device = device
         self.target.to(device)
+        say(str(check_teacher(self.target, self.data.pictures(64).to(device))))
         if self.config.precision == "bf16" and device.type == "cuda":
             self.target.to(torch.bfloat16)
         if self.config.compile and isinstance(self.target, nn.Module):
@@ -138,8 +146,10 @@ class PretrainTask:
     def loss(self, model: nn.Module, batch: Batch | PhotoBatch, clock: Clock) -> dict[str, Tensor]:
         config = self.config
         with clock.part("loader"):
-            permutation = batch.permutations(config.seed, self.module.units, config.orders).to(self._device)
-            batch = batch.to(self._device)
+            permutation = batch.permutations(config.seed, self.module.units, config.orders)
+            if self._device.type == "cuda":
+                permutation = permutation.pin_memory()
+            permutation, batch = permutation.to(self._device, non_blocking=True), batch.to(self._device)
         with clock.part("teacher"), torch.no_grad():
             targets = self.target(batch.images)
         self._mark.clock = clock
@@ -234,20 +244,9 @@ def _decoders(module: Paradigm) -> list[nn.Module]:
     ]
 
 
-def _refuse_unused(config: PretrainConfig) -> None:
-    """An option of another paradigm would be ignored without a word."""
-    fresh, used = PretrainConfig(), paradigm_entry(config.paradigm).config
-    for name in ("objective", "mae", "eva"):
-        value = getattr(config, name)
-        if type(value) is not used and value != getattr(fresh, name):
-            raise ConfigError(f"The --{name} options do not belong to the paradigm {config.paradigm}: leave them out.")
-
-
 def run(config: PretrainConfig) -> Path:
-    """Pretrain; prints what the teacher check found and the commands to type next; returns the checkpoint's path."""
-    task = PretrainTask(config)
-    say(str(task.report))
-    path = train(task)
+    """Pretrain; prints the commands to type next and returns the checkpoint's path."""
+    path = train(PretrainTask(config))
     say(f"next: python -m evaluate.robustness {path}")
     own = f" --teacher {config.teacher}" if config.teacher.endswith(".pt") else ""  # else the bundled teacher's texts
     say(f"      python -m train.zeroshot --encoder {path}{own}")

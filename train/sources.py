@@ -47,6 +47,13 @@ def pretraining_data(config: TrainConfig, augment: AugmentConfig, crop: CropConf
     return PhotoTraining(source, config.seed, config.batch_size, crop, image_size, loader(config))
 
 
+def refuse_unused(given: frozenset[str], data: str, *names: str) -> None:
+    """Raise ConfigError when the command line gave an option that ``data`` have no use for."""
+    for name in names:
+        if any(flag.removeprefix("no_").partition(".")[0] == name for flag in given):
+            raise ConfigError(f"--{name.replace('_', '-')} changes nothing with --data {data}: leave it out.")
+
+
 def loader(config: TrainConfig) -> LoaderConfig:
     """How pictures are read."""
     return LoaderConfig(config.workers, config.prefetch, config.window, config.max_errors)
@@ -106,30 +113,45 @@ class EmojiClasses:
 
 
 class PhotoClasses(PhotoTraining):
-    """Labelled pictures on disk, augmented, mixed and smoothed."""
+    """Labelled pictures on disk, augmented, mixed and smoothed; ``named`` says whether they name their classes."""
 
     classes: tuple[str, ...]
 
     def __init__(self, config: TrainConfig, tune: FinetuneAugment, image_size: int, count: int = 0) -> None:
         source = open_images(config.data, split="train", limit=config.limit, cache=config.output)
-        classes = source.classes
-        if classes is None:
-            if not count:
-                raise ConfigError(f"{source.name} does not name its classes: say how many there are with --classes N.")
-            classes = tuple(str(number) for number in range(count))
-        self.classes = classes
+        self.named = source.classes is not None
+        if not self.named and not count:
+            raise ConfigError(f"{source.name} does not name its classes: say how many there are with --classes N.")
+        self.classes = source.classes or tuple(str(number) for number in range(count))
         super().__init__(
-            source, config.seed, config.batch_size, tune, image_size, loader(config), num_classes=len(classes)
+            source, config.seed, config.batch_size, tune, image_size, loader(config), num_classes=len(self.classes)
         )
 
 
 def finetuning_data(
     config: TrainConfig, augment: AugmentConfig, tune: FinetuneAugment, image_size: int, classes: int = 0
 ) -> EmojiClasses | PhotoClasses:
-    """The labelled data of a run; ``classes`` is their number where the data do not tell."""
+    """The labelled data of a run; ``classes`` is their number where the data do not tell.
+
+    Raises:
+        ConfigError: the data do not tell and it is 0, or they tell another number.
+    """
+    data: EmojiClasses | PhotoClasses
     if config.data == "emoji":
-        return EmojiClasses(config, augment, tune, image_size)
-    return PhotoClasses(config, tune, image_size, classes)
+        data = EmojiClasses(config, augment, tune, image_size)
+    else:
+        data = PhotoClasses(config, tune, image_size, classes)
+    if classes not in (0, len(data.classes)):
+        raise ConfigError(f"{data.name} names {len(data.classes)} classes, not {classes}: leave --classes out.")
+    return data
 
 
-__all__ = ["EmojiClasses", "EmojiTraining", "PhotoClasses", "TrainingData", "finetuning_data", "pretraining_data"]
+__all__ = [
+    "EmojiClasses",
+    "EmojiTraining",
+    "PhotoClasses",
+    "TrainingData",
+    "finetuning_data",
+    "pretraining_data",
+    "refuse_unused",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ def start_encoder(spec: str, variant: str, image_size: int, depth: int | None, *
         sizes = {} if depth is None else {"depth": depth}
         config = finetuned_config(encoder_config(variant, image_size, **sizes))
         return Start(build_encoder({**config, **overrides}), config, Preprocess(size=image_size), [])
+    if _not_trained_yet(spec):
+        raise ConfigError(f"--encoder {spec} does not exist: pretrain it first, or name a checkpoint that does.")
     source = load_model(spec)
     if source.config["architecture"] != "timm" or not isinstance(source.module.encoder, VisionTransformer):
         raise ConfigError(f"{spec} is not a plain ViT of ours; give a checkpoint of train.pretrain.")
@@ -52,6 +55,11 @@ def start_encoder(spec: str, variant: str, image_size: int, depth: int | None, *
         raise ConfigError(f"{spec} does not fit the tuned encoder: {[*missing, *unexpected][:4]}.")
     preprocess = replace(source.preprocess, size=image_size)
     return Start(encoder, config, preprocess, [parent("encoder", source.fingerprint, source.provenance)])
+
+
+def _not_trained_yet(spec: str) -> bool:
+    """A path to a checkpoint that is not there; names and other specs are no paths."""
+    return spec.endswith((".pt", ".pth")) and ":" not in spec and not Path(spec).exists()
 
 
 def _positions(table: Tensor, encoder: VisionTransformer) -> Tensor:

@@ -46,6 +46,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     reference: int  # the row whose training time is everyone's, and with which the others are compared
+    pairs: tuple[tuple[int, int], ...] = ()  # further rows to compare
 
 
 def _digpt(*cells: str, needs: str = "clip", paper: tuple[float | None, float | None] = (None, None)) -> Row:
@@ -132,6 +133,7 @@ TABLES = {
             Row(("iGPT, pixels", "yes", ""), {"paradigm": "igpt"}, "pixels", (82.0, 44.1)),
         ),
         0,
+        ((3, 4),),
     ),
     "orders": Table(
         "Permutation reuse: cluster orders per teacher pass",

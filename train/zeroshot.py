@@ -39,6 +39,7 @@ from train.optim import decay_groups
 from train.photo_augment import CropConfig
 from train.provenance import parent, provenance
 from train.share import Share
+from train.sources import refuse_unused
 from train.starts import start_encoder
 from train.task import Evaluation, group
 
@@ -60,6 +61,11 @@ class ZeroshotConfig(TrainConfig):
     distill: float = 1.0  # weight of the teacher's own distribution over the concepts, beside the true one; 0: without
     splits: tuple[str, ...] = SIDE_SPLITS  # of the bundled set, to evaluate on
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def check_given(self, given: frozenset[str]) -> None:
+        """Refuse the options of the other kind of data."""
+        bundled, pairs = ("distill", "splits", "augment"), ("freeze_text", "val_data", "crop")
+        refuse_unused(given, self.data, *(pairs if self.data == "emoji" else bundled))
 
 
 class ZeroshotModule(nn.Module):
@@ -98,6 +104,7 @@ class ZeroshotTask:
         self.table = self._embed(self.captions.tokens)  # unit [captions, D]
         self.names = self._embed(torch.from_numpy(self.text.tokenize(self.data.emoji.five_style_names())))
         self.module = ZeroshotModule(start.encoder, self.table.shape[1], self.teacher.logit_scale or 14.3)
+        self.module.encoder.set_grad_checkpointing(config.checkpointing)
 
     @torch.no_grad()
     def _embed(self, tokens: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.data.shards import Shards
-from digpt.data.source import IMAGE_EXTENSIONS, Names, OpenFiles, SampleError, read_file, refuse_remote
+from digpt.data.source import IMAGE_EXTENSIONS, Names, OpenFiles, SampleError, read_file, refuse_remote, seeded_choice
 from digpt.data.splits import shard_pattern, spellings, split_path
 from digpt.errors import DataError, MissingDependencyError, near_misses
 
@@ -156,13 +158,20 @@ def _tar_members(root: Path) -> list[tuple[str, str, str, int, int]]:
     remember = remembered.is_file() or (large and os.access(folder, os.W_OK))
     if not tars:
         raise DataError(f"{root} holds no .tar files.")
+    scan = partial(extract_tarinfos, str(root), extensions=IMAGE_EXTENSIONS, sort=False)
     try:
-        samples, targets, class_to_idx, _ = extract_tarinfos(
-            str(root), cache_tarinfo=remember, extensions=IMAGE_EXTENSIONS, sort=False
-        )
+        try:
+            samples, targets, class_to_idx, _ = scan(cache_tarinfo=remember)
+        except Exception:
+            if not remembered.is_file():
+                raise
+            # The list was cut short, is just being written by another process, or is of other tars: read these.
+            with suppress(OSError):
+                remembered.unlink()
+            samples, targets, class_to_idx, _ = scan(cache_tarinfo=False)
     except ValueError as error:
         raise DataError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)}) that timm finds ({error}).") from None
-    except Exception as error:  # tarfile's errors, and an assertion of timm's where its list is outdated
+    except Exception as error:  # tarfile's errors
         raise DataError(f"{root} cannot be read as tars: {error}") from None
     class_names = {label: name for name, label in class_to_idx.items()}
     rows = []
@@ -329,8 +338,7 @@ def open_images(
     if classes is not None and source.classes is not None and tuple(classes) != source.classes:
         raise DataError(f"{source.name} has other classes, or in another order, than the training data.")
     if limit is not None and limit < len(source):
-        chosen = np.random.RandomState(0).permutation(len(source))[:limit]  # the generator NumPy froze
-        source = SomeImages(source, np.sort(chosen).astype(np.int64))
+        source = SomeImages(source, seeded_choice(len(source), limit))
     return source
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.data.shards import Shards
-from digpt.data.source import IMAGE_EXTENSIONS, Names, SampleError, read_file, refuse_remote
+from digpt.data.source import IMAGE_EXTENSIONS, Names, SampleError, read_file, refuse_remote, seeded_choice
 from digpt.errors import DataError, near_misses
 
 KINDS = ("wds", "csv")
@@ -149,10 +149,35 @@ def _column(file: Path, columns: list[str], known: tuple[str, ...]) -> int:
     raise DataError(f"{file} has no column {' or '.join(known)}; its header names {', '.join(columns) or 'nothing'}.")
 
 
-def open_pairs(spec: str, cache: Path | None = None) -> PairSource:
+class SomePairs(PairSource):
+    """The pairs ``chosen`` (int64 ``[N]``) of another source."""
+
+    def __init__(self, source: PairSource, chosen: NDArray[np.int64]) -> None:
+        self.source, self.chosen = source, chosen
+        self.name = f"{len(chosen)} of {source.name}"
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def sample_name(self, index: int) -> str:
+        return self.source.sample_name(int(self.chosen[index]))
+
+    def neighbour(self, index: int, attempt: int) -> int:
+        return (index + attempt) % len(self)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint.encode() + self.chosen.tobytes()).hexdigest()
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        return self.source.read(int(self.chosen[index]))
+
+
+def open_pairs(spec: str, cache: Path | None = None, *, limit: int | None = None) -> PairSource:
     """Open ``wds:SHARDS`` or ``csv:FILE`` (comma or tab separated).
 
-    ``cache`` is a folder that can be written, such as the run's, where to remember what the shards hold.
+    ``cache`` is a folder that can be written, such as the run's, where to remember what the shards hold; ``limit`` a
+    seeded choice of so many pairs, in order.
 
     Raises:
         DataError: an unknown kind, something missing, or a list without the columns.
@@ -164,7 +189,12 @@ def open_pairs(spec: str, cache: Path | None = None) -> PairSource:
         raise DataError(f"Unknown kind of pairs {kind!r} in {spec!r}; valid: {valid}.{near_misses(kind, KINDS)}")
     if not colon:
         kind, path = ("csv" if spec.endswith((".csv", ".tsv")) else "wds"), spec
+    source: PairSource
     if kind == "wds":
-        return ShardPairs(path, cache)
-    refuse_remote(path)
-    return ListedPairs(Path(path))
+        source = ShardPairs(path, cache)
+    else:
+        refuse_remote(path)
+        source = ListedPairs(Path(path))
+    if limit is not None and limit < len(source):
+        source = SomePairs(source, seeded_choice(len(source), limit))
+    return source

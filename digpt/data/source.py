@@ -27,6 +27,11 @@ class SampleError(DataError):
         return SampleError, (self.kind, str(self))  # so that loader processes can hand it over
 
 
+def seeded_choice(size: int, limit: int) -> NDArray[np.int64]:
+    """``limit`` of ``range(size)`` in order, int64: always the same ones."""
+    return np.sort(np.random.RandomState(0).permutation(size)[:limit]).astype(np.int64)  # the generator NumPy froze
+
+
 class Source(Protocol):
     """What the training loader needs of a data set, besides reading it.
 

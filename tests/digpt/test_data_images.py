@@ -6,11 +6,13 @@ import io
 import pickle
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from timm.data.readers.reader_image_in_tar import extract_tarinfos
 
 from digpt.data.images import ImageSource, TarImages, open_images
 from digpt.data.source import SampleError
@@ -95,6 +97,31 @@ def test_the_order_is_the_names_and_the_fingerprint_follows_the_listing(tmp_path
     assert open_images(f"tar:{moved}").fingerprint == source.fingerprint
     write_tar(moved / "c11.tar", {"0.png": picture(99)})
     assert open_images(f"tar:{moved}").fingerprint != source.fingerprint
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def of_fewer_tars(content: bytes) -> bytes:
+    info = pickle.loads(content)
+    return pickle.dumps({"tartrees": info["tartrees"][:1]})
+
+
+@pytest.mark.parametrize("damage", [truncated, of_fewer_tars, lambda content: b""])
+def test_a_list_of_tars_that_timm_cannot_use_is_removed_and_the_tars_read(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    """Every process of a run writes the list, without care for the others or for a kill."""
+    root = write_class_tars(tmp_path / "images")
+    source = open_images(f"tar:{root}")
+    extract_tarinfos(str(root), cache_tarinfo=True)
+    (remembered,) = root.glob("*.pickle")
+    assert open_images(f"tar:{root}").fingerprint == source.fingerprint and remembered.is_file()  # a good one stays
+    remembered.write_bytes(damage(remembered.read_bytes()))
+    again = open_images(f"tar:{root}")
+    assert again.fingerprint == source.fingerprint and again.read(4) == source.read(4)
+    assert not remembered.exists()
 
 
 def test_a_bare_path_is_a_folder_or_a_tar(tmp_path: Path) -> None:

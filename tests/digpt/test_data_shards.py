@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
@@ -117,6 +119,20 @@ def test_the_cache_saves_the_scan_and_a_changed_shard_is_scanned_again(
     write_shards(root, labelled, (4, 3, 30))
     grown = Shards.open(str(root), cache)
     assert grown.counts.tolist() == [4, 3, 30] and grown.fingerprint != before.fingerprint
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cache = write_shards(tmp_path / "data", labelled), tmp_path / "cache"
+    (tmp_path / "file").write_bytes(b"")  # where root asks too, no folder can be made below a file
+    shards = Shards.open(str(root), tmp_path / "file" / "cache")
+    assert shards.counts.tolist() == list(COUNTS) and shards.read(9, (".jpg",)) == {".jpg": b"image9"}
+
+    def full(*paths: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert Shards.open(str(root), cache).read(9, (".jpg",)) == {".jpg": b"image9"}
+    assert list((cache / "shards").iterdir()) == []  # not even half a file
 
 
 def test_a_shard_cut_short_keeps_what_is_before_the_cut(tmp_path: Path) -> None:

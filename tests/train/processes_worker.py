@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from rich.console import Console
 
 rank, world, port, command, given = sys.argv[1:]
@@ -23,6 +24,8 @@ os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_AD
 from train.config import Interrupted  # noqa: E402
 from train.data import EmojiTraining  # noqa: E402 - after the environment that says which process this is
 from train.finetune import FinetuneConfig, FinetuneTask  # noqa: E402
+from train.imagetext import PairsTask  # noqa: E402
+from train.loader import PairTraining, PhotoBatch  # noqa: E402
 from train.loop import train  # noqa: E402
 from train.objective import DigptConfig  # noqa: E402
 from train.pretrain import PretrainConfig, PretrainTask  # noqa: E402
@@ -46,22 +49,40 @@ CONFIGS: dict[str, Any] = {
         objective=DigptConfig(decoder_width=32, decoder_heads=2, decoder_depth=1, taps=(1, 2, 3, 4)),
     ),
     "zeroshot": ZeroshotConfig(**STEPS, encoder="random", depth=2),
+    "pairs": ZeroshotConfig(**STEPS, encoder="random", depth=2, workers=0),
     "finetune": FinetuneConfig(**STEPS, encoder="random", depth=2, drop_path=0.4, splits=()),
 }
-TASKS: dict[str, Any] = {"pretrain": PretrainTask, "zeroshot": ZeroshotTask, "finetune": FinetuneTask}
+TASKS: dict[str, Any] = {
+    "pretrain": PretrainTask,
+    "zeroshot": ZeroshotTask,
+    "pairs": PairsTask,
+    "finetune": FinetuneTask,
+}
 
-batch = EmojiTraining.batch
+batch, received = EmojiTraining.batch, PairTraining._received
 
 
 def recorded(self: EmojiTraining, step: int, rows: slice | None = None) -> Any:
     found = batch(self, step, rows)
-    digest = [float(image.double().sum()) for image in found.images]
-    SEEN.append([step, found.first, found.epochs.tolist(), found.items.tolist(), digest])
+    note(found, [""] * len(found.images))
     return found
 
 
+def received_and_recorded(self: PairTraining, found: PhotoBatch) -> PhotoBatch:
+    note(received(self, found), found.texts or [])
+    return found
+
+
+def note(found: Any, texts: list[str]) -> None:
+    digests = [[float(image.double().sum()), text] for image, text in zip(found.images, texts, strict=True)]
+    SEEN.append([found.step, found.first, found.epochs.tolist(), found.items.tolist(), digests])
+
+
 EmojiTraining.batch = recorded  # type: ignore[method-assign]
+PairTraining._received = received_and_recorded  # type: ignore[method-assign]
 changes = json.loads(given)
+if "open_clip" in changes:  # a model that open_clip does not know
+    open_clip.add_model_config(changes.pop("open_clip"))
 interrupt = changes.pop("interrupt", 0)  # the step after which the first process gets a SIGTERM
 changes["output"] = Path(changes["output"])
 config = dataclasses.replace(CONFIGS[command], **changes)

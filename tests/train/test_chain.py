@@ -90,10 +90,6 @@ def test_pretraining_logs_each_causal_step_beside_the_constant_mean(chain: dict[
 @pytest.mark.parametrize("paradigm", ["fd", "gen", "gen_fd"])
 def test_other_paradigms_run_on_the_same_data_path(chain: dict[str, Path], tmp_path: Path, paradigm: str) -> None:
     config = dataclasses.replace(PRETRAIN, paradigm=paradigm, teacher=str(chain["teacher"]), output=tmp_path)
-    if paradigm == "fd":
-        with pytest.raises(ConfigError, match="--objective options do not belong to the paradigm fd"):
-            PretrainTask(config)
-        config = dataclasses.replace(config, objective=PretrainConfig().objective)
 
     def first_loss() -> torch.Tensor:
         task = PretrainTask(config)
@@ -141,6 +137,17 @@ def test_a_run_that_dies_between_saves_ends_with_the_same_bits(
     for group, named in straight.items():
         for name, value in named.items():
             assert torch.equal(resumed[group][name], value), (group, name)
+
+
+def test_tuning_checkpoints_activations_when_asked(chain: dict[str, Path]) -> None:
+    config = ZeroshotConfig(**STEPS, encoder=str(chain["pretrain"]), teacher=str(chain["teacher"]))
+    losses = []
+    for asked in (False, True):
+        task = ZeroshotTask(dataclasses.replace(config, checkpointing=asked))
+        assert task.module.encoder.grad_checkpointing == asked
+        (batch,) = next(task.batches(0, Share()))
+        losses.append(task.loss(task.module, batch, Clock())["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_what_cannot_be_tuned_is_refused(chain: dict[str, Path]) -> None:

@@ -7,12 +7,15 @@ import io
 import json
 import re
 import shlex
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
@@ -20,6 +23,7 @@ from sklearn.datasets import load_digits
 from digpt.artifact import read_checkpoint
 from digpt.engine import Engine
 from digpt.errors import ConfigError, DataError
+from digpt.preprocess import Preprocess
 from train import finetune
 from train.clock import Clock
 from train.config import parse
@@ -27,6 +31,7 @@ from train.drop_path import KeyedDropPath
 from train.finetune import FinetuneConfig, FinetuneTask
 from train.loop import train
 from train.share import Share
+from train.sources import EmojiClasses
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {
@@ -79,9 +84,92 @@ def test_the_readmes_line_finetunes_on_a_folder_of_pictures_and_the_result_serve
 
 
 def test_a_folder_without_a_validation_split_is_refused_with_what_to_do(digits: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, data=f"folder:{digits / 'train'}", output=tmp_path, workers=0, steps=1)
-    with pytest.raises(DataError, match="--val-data"):
-        train(FinetuneTask(config), Console(file=io.StringIO()))
+    """Before anything is trained."""
+    config = dataclasses.replace(TINY, data=f"folder:{digits / 'train'}", output=tmp_path, workers=0)
+    with pytest.raises(DataError, match="has no split val.* --val-data"):
+        FinetuneTask(config)
+    with pytest.raises(DataError, match=r"There is no .*valid\.$"):
+        FinetuneTask(dataclasses.replace(config, val_data=f"folder:{digits / 'valid'}"))
+    FinetuneTask(dataclasses.replace(config, val_data=f"folder:{digits / 'val'}"))
+
+
+def test_labels_are_numbered_as_in_training_where_a_class_is_missing(digits: Path, tmp_path: Path) -> None:
+    others = [folder for folder in (digits / "val").iterdir() if folder.name != "3"]
+    for folder in others:
+        shutil.copytree(folder, tmp_path / "val" / folder.name)
+    pictures = {"data": f"folder:{digits}", "val_data": f"folder:{tmp_path / 'val'}", "workers": 0}
+    for count in (0, 10):  # saying what the data say anyway changes nothing
+        task = FinetuneTask(dataclasses.replace(TINY, **pictures, classes=count, output=tmp_path))
+        source = task._validation
+        assert source is not None and source.labels is not None
+        assert set(source.labels.tolist()) == set(range(10)) - {3}
+        assert all(str(label) == source.sample_name(i).split("/")[0] for i, label in enumerate(source.labels))
+    with pytest.raises(ConfigError, match="names 10 classes, not 9: leave --classes out"):
+        FinetuneTask(dataclasses.replace(TINY, **pictures, classes=9, output=tmp_path))
+    with pytest.raises(ConfigError, match="names .* classes, not 10: leave --classes out"):
+        FinetuneTask(dataclasses.replace(TINY, classes=10, output=tmp_path))
+
+
+def test_validation_with_other_classes_than_nameless_training_data_is_refused(digits: Path, tmp_path: Path) -> None:
+    """Numbers are all that labels have then, and a missing class would shift them."""
+    with webdataset.TarWriter(str(tmp_path / "00000.tar")) as writer:
+        for label in range(10):
+            picture = next((digits / "train" / str(label)).iterdir()).read_bytes()
+            writer.write({"__key__": f"{label:04d}", "png": picture, "cls": str(label)})
+    given = {"data": f"wds:{tmp_path / '00000.tar'}", "val_data": f"folder:{digits / 'val'}", "workers": 0}
+    config = dataclasses.replace(TINY, **given, classes=10, output=tmp_path / "run")
+    assert FinetuneTask(config).data.classes == tuple("0123456789")
+    with pytest.raises(DataError, match="names 10 classes, but .* were said to have 12"):
+        FinetuneTask(dataclasses.replace(config, classes=12))
+    with pytest.raises(ConfigError, match="does not name its classes: say how many"):
+        FinetuneTask(dataclasses.replace(config, classes=0))
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_squash_takes_the_whole_image_in_evaluation_and_in_the_checkpoint(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resize: Any
+) -> None:
+    used: dict[str, float] = {}
+
+    def none_right(source: Any, preprocess: Preprocess, *others: Any) -> Any:
+        used[preprocess.resize] = preprocess.crop_pct
+        return [(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.tensor([-1]))]
+
+    monkeypatch.setattr(finetune, "evaluation_batches", none_right)
+    config = dataclasses.replace(TINY, data=f"folder:{digits}", workers=0, steps=1, output=tmp_path, resize=resize)
+    checkpoint = read_checkpoint(train(FinetuneTask(config), Console(file=io.StringIO())))
+    assert used == {"shortest": 0.875, "squash": 1.0}
+    served = Preprocess.from_dict(checkpoint.config["preprocess"])
+    assert (served.resize, served.crop_pct) == (resize, used[resize])
+
+
+def test_a_limit_is_a_seeded_choice_of_the_bundled_images(tmp_path: Path) -> None:
+    whole, some = FinetuneTask(TINY).data, FinetuneTask(dataclasses.replace(TINY, limit=16)).data
+    assert isinstance(whole, EmojiClasses) and isinstance(some, EmojiClasses)
+    assert len(some) == 16 < len(whole) and some.fingerprint != whole.fingerprint
+    chosen = np.sort(np.random.RandomState(0).permutation(len(whole))[:16])
+    assert torch.equal(some.emoji.rgba, whole.emoji.rgba[chosen])
+    assert torch.equal(some.emoji.concepts, whole.emoji.concepts[chosen])
+    first, second = (some.emoji.batch(step) for step in (0, 1))
+    assert sorted([*first.items, *second.items]) == list(range(16))  # 8 a step: an epoch
+    assert len(some.split("val")[0]) == len(whole.split("val")[0])
+    beyond = FinetuneTask(dataclasses.replace(TINY, limit=10**6)).data
+    assert len(beyond) == len(whole) and beyond.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ("--val-data folder:x", "--val-data changes nothing with --data emoji"),
+        ("--data folder:x --splits val", "--splits changes nothing with --data folder:x"),
+        ("--data folder:x --augment.flip 0.1", "--augment changes nothing"),
+        ("--data folder:x --val-data folder:y --photo.no-exif", ""),
+        ("b16_in1k --miniature --splits val", ""),
+    ],
+)
+def test_options_of_the_other_kind_of_data_are_refused(given: str, refused: str) -> None:
+    with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
+        parse("finetune", given.split())
 
 
 def test_layer_decay_and_weight_decay_are_timms(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import json
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,12 @@ from PIL import Image
 from rich.console import Console
 
 from digpt.artifact import read_checkpoint
-from digpt.errors import CapabilityError, ConfigError
+from digpt.data.pairs import open_pairs
+from digpt.errors import CapabilityError, ConfigError, DataError
 from digpt.sources import load_model
+from train import imagetext
 from train.clock import Clock
+from train.config import parse
 from train.imagetext import PairsTask, text_tower
 from train.loop import train
 from train.share import Share
@@ -67,13 +73,69 @@ def config_for(library: tuple[str, Any], shards: Path, output: Path, **changes: 
 
 
 def test_the_text_tower_is_open_clips_number_by_number(library: tuple[str, Any]) -> None:
-    tower, text, _ = text_tower(library[0])
+    text = text_tower(library[0])
     tokens = open_clip.get_tokenizer(NAME)(["a photo of a cat", "rain"])
     with torch.no_grad():
-        assert torch.allclose(tower(tokens), library[1].encode_text(tokens), atol=1e-5)
-    assert text["tokenizer"] == f"open_clip:{NAME}" and text["tower"]["context_length"] == 77
+        assert torch.allclose(text.tower(tokens), library[1].encode_text(tokens), atol=1e-5)
+    assert np.array_equal(text.tokenize(["a photo of a cat", "rain"]), tokens.numpy())
+    assert text.entry["tokenizer"] == f"open_clip:{NAME}" and text.entry["tower"]["context_length"] == 77
     with pytest.raises(CapabilityError, match="openclip-h"):
         text_tower("bundled-teacher")
+
+
+def test_the_vision_tower_is_let_go(
+    library: tuple[str, Any], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(spec: str) -> Any:
+        model = load_model(spec)
+        loaded.extend(weakref.ref(part) for part in (model, model.module.encoder))
+        return model
+
+    monkeypatch.setattr(imagetext, "load_model", load)
+    task = PairsTask(config_for(library, shards, tmp_path))
+    gc.collect()
+    assert len(loaded) == 2 and all(reference() is None for reference in loaded)
+    assert task.parents[0]["role"] == "text" and task.parents[0]["fingerprint"].startswith("sha256:")
+    assert task.module.logit_scale.exp().item() == pytest.approx(library[1].logit_scale.exp().item())
+
+
+def test_validation_pairs_that_are_missing_are_refused_before_training(
+    library: tuple[str, Any], shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="captoins.csv"):
+        PairsTask(config_for(library, shards, tmp_path, val_data=f"csv:{tmp_path / 'captoins.csv'}"))
+    with pytest.raises(DataError, match="Did you mean"):
+        PairsTask(config_for(library, shards, tmp_path, val_data="wdss:nowhere"))
+
+
+def test_a_limit_is_a_seeded_choice_of_pairs(library: tuple[str, Any], shards: Path, tmp_path: Path) -> None:
+    whole, some = open_pairs(f"wds:{shards}"), open_pairs(f"wds:{shards}", limit=6)
+    chosen = sorted(np.random.RandomState(0).permutation(20)[:6].tolist())
+    assert [some.sample_name(index) for index in range(6)] == [whole.sample_name(index) for index in chosen]
+    good = next(place for place, index in enumerate(chosen) if index % 10 not in (3, 7))
+    assert some.read(good) == whole.read(chosen[good]) and some.neighbour(5, 1) == 0
+    assert some.fingerprint not in (whole.fingerprint, open_pairs(f"wds:{shards}", limit=7).fingerprint)
+    assert open_pairs(f"wds:{shards}", limit=20).fingerprint == whole.fingerprint
+    assert len(PairsTask(config_for(library, shards, tmp_path, limit=6)).data) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ("--val-data csv:x", "--val-data changes nothing with --data emoji"),
+        ("--freeze-text", "--freeze-text changes nothing"),
+        ("--crop.flip 0.5", "--crop changes nothing"),
+        ("--data csv:x --distill 1", "--distill changes nothing with --data csv:x"),
+        ("l16_laion128m --augment.flip 0.1", "--augment changes nothing"),
+        ("--data csv:x --freeze-text --val-data csv:y", ""),
+        ("l16_laion128m --miniature --distill 0.5 --splits val", ""),
+    ],
+)
+def test_options_of_the_other_kind_of_data_are_refused(given: str, refused: str) -> None:
+    with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
+        parse("zeroshot", given.split())
 
 
 def test_pairs_are_tuned_counted_and_the_checkpoint_embeds_both(
@@ -85,6 +147,8 @@ def test_pairs_are_tuned_counted_and_the_checkpoint_embeds_both(
     path = train(task, Console(file=io.StringIO()))
     checkpoint, model = read_checkpoint(path), load_model(str(path))
     assert checkpoint.provenance["notes"]["bad_samples"] >= 2
+    with pytest.raises(CapabilityError, match="openclip-h"):
+        text_tower(str(path))  # its text tower is open_clip's, but not the file
     assert not torch.equal(checkpoint.weights["text"]["token_embedding.weight"], library[1].token_embedding.weight)
     assert model.text is not None and model.module.projection is not None
     tokens = torch.from_numpy(model.text.tokenize(["a wall painted in red"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import math
 import os
 import signal
 import subprocess
@@ -42,8 +41,12 @@ def quiet() -> Console:
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
+    return logged(folder, "loss")
+
+
+def logged(folder: Path, name: str) -> list[tuple[int, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    return [(row["step"], row[name]) for row in rows if name in row]
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -69,16 +72,26 @@ def test_training_learns_and_writes_what_it_promises(straight: Path) -> None:
     assert set(provenance["time_split"]) >= {"loader", "encoder", "optimiser"}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_kill_nine_at_random_moments_changes_no_bit(tmp_path: Path, kills: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kill_nine_at_bad_moments_changes_no_bit(tmp_path: Path) -> None:
+    """A hundred kills, most of them while a checkpoint is being written; KILLS in the environment asks for fewer."""
+    kills = int(os.environ.get("KILLS", "100"))
     script = Path(__file__).with_name("kill_nine.py")
     command = [sys.executable, str(script), str(tmp_path), str(kills)]
     done = subprocess.run(command, cwd=script.parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("killed at step") == kills
-    assert same_weights(tmp_path / "straight" / "ckpt.pt", tmp_path / "killed" / "ckpt.pt")
-    assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
-    assert len(losses(tmp_path / "straight")) == 12 * kills
+    for unfinished in (".resume.pt.tmp", ".step_", ".best.pt.tmp"):  # a quarter of the kills is aimed at each
+        assert done.stdout.count(unfinished) >= max(1, kills // 10), done.stdout
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    files = {file.relative_to(straight) for file in straight.rglob("*.pt")}
+    assert files == {file.relative_to(killed) for file in killed.rglob("*.pt")} and len(files) == 5
+    for file in files - {Path("resume.pt")}:
+        assert same_weights(straight / file, killed / file), file
+    for name in ("loss", "weights"):  # of each step, and of each evaluation
+        assert logged(straight, name) == logged(killed, name)
+    assert len(losses(straight)) == read_checkpoint(killed / "ckpt.pt").provenance["steps"] >= 6 * kills
 
 
 def test_another_configuration_is_refused_by_field_and_overwrite_restarts(straight: Path) -> None:
@@ -137,13 +150,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(t
 
 
 def poisoned(config: TeacherConfig, *steps: int) -> TeacherTask:
-    """A task whose gradient is not finite at these 0-based steps."""
+    """A task whose gradient is not finite at these 0-based steps, in one parameter."""
     task = task_for(config)
-    honest = task.loss
+    honest, scale = task.loss, task.module.clip.logit_scale
 
     def loss(model: Any, batch: Any, clock: Clock) -> dict[str, torch.Tensor]:
         values = honest(model, batch, clock)
-        return {**values, "loss": values["loss"] * math.nan} if batch.step in steps else values
+        infinite = (scale - scale.detach()).sqrt().sum()  # the root's slope at 0
+        return {**values, "loss": values["loss"] + infinite} if batch.step in steps else values
 
     task.loss = loss  # type: ignore[method-assign]
     return task
@@ -156,7 +170,8 @@ def test_a_step_can_be_skipped_and_is_reported(straight: Path, tmp_path: Path) -
     assert [row["step"] for row in rows if row.get("event") == "skipped"] == [4]
     assert losses(tmp_path)[:3] == losses(straight)[:3] and 4 not in dict(losses(tmp_path))
     failure = json.loads((tmp_path / "failure.json").read_text())
-    assert failure["step"] == 4 and failure["policy"] == "skip" and failure["parameters"]
+    assert failure["step"] == 4 and failure["policy"] == "skip"
+    assert failure["parameters"] == ["clip.logit_scale"]
     limited = dataclasses.replace(config, output=tmp_path / "limited", nonfinite_limit=1)
     with pytest.raises(DigptError, match="gradient is not finite at step 3"):
         train(poisoned(limited, 1, 2), quiet())
@@ -172,6 +187,29 @@ def test_a_reload_goes_back_to_the_save_and_leaves_the_step_out(straight: Path, 
     with pytest.raises(DigptError, match="nothing is saved yet to reload"):
         first = dataclasses.replace(config, output=tmp_path / "first")
         train(poisoned(first, 0), quiet())
+
+
+def test_a_stopped_run_goes_on_with_another_policy(straight: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path)
+    with pytest.raises(DigptError, match="go on from the last save with --nonfinite skip or reload"):
+        train(poisoned(config, 3), quiet())
+    train(poisoned(dataclasses.replace(config, nonfinite="skip"), 3), quiet())
+    assert losses(tmp_path)[:3] == losses(straight)[:3] and 4 not in dict(losses(tmp_path))
+
+
+def test_a_reload_repeats_the_evaluation_that_followed_the_save(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, output=tmp_path, nonfinite="reload", save_every=100, eval_every=4, steps=12)
+    task, asked = poisoned(config, 5), []
+
+    def evaluate(evaluation: Any) -> dict[str, float]:
+        asked.append(1)
+        return {"flat_top1": [0.5, 0.5, 0.4, 0.3][len(asked) - 1]}
+
+    task.evaluate = evaluate  # type: ignore[method-assign]
+    train(task, quiet())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["flat_top1"]) for row in rows if "flat_top1" in row] == [(4, 0.5), (8, 0.4), (12, 0.3)]
+    assert read_checkpoint(tmp_path / "best.pt").provenance["step"] == 4
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -255,6 +293,17 @@ def test_unknown_and_missing_trackers_are_named(tmp_path: Path) -> None:
         train(task_for(config), quiet())
     with pytest.raises(MissingDependencyError, match="pip install comet_ml"):
         train(task_for(dataclasses.replace(config, trackers=("comet_ml",))), quiet())
+
+
+def test_tensorboard_gets_the_loss_of_each_logged_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(TINY, output=tmp_path, steps=5, log_every=2, trackers=("tensorboard",))
+    train(task_for(config), quiet())
+    (file,) = (tmp_path / "digpt").glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload().Scalars("loss")
+    assert [event.step for event in events] == [2, 4, 5]
+    assert {event.step: event.value for event in events} == pytest.approx(dict(losses(tmp_path)))
 
 
 def test_epochs_set_steps_warm_up_and_rate() -> None:

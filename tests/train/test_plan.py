@@ -14,7 +14,7 @@ from digpt.errors import ConfigError
 from train.config import TrainConfig
 from train.cost import Cost, Frozen
 from train.finetune import FinetuneConfig
-from train.fit import GPUS, USABLE, disk, memory, smallest_accumulate
+from train.fit import GPUS, USABLE, disk, memory, smallest_accumulate, verdict, with_text_tower
 from train.plan import PUBLISHED, count, document_of, images_in, main
 from train.pretrain import PretrainConfig
 from train.zeroshot import ZeroshotConfig
@@ -127,6 +127,26 @@ def test_the_smallest_accumulate_that_fits() -> None:
     assert smallest_accumulate(COST, config, 2, fixed + 6000, False, most=1) is None
 
 
+def test_the_verdict_is_about_the_recipe_as_written() -> None:
+    assert verdict(72.0, 72.0, 1, True) == "fits as written"
+    assert verdict(99.0, 72.0, 2, True) == "does not fit as written: use --accumulate 2"
+    assert verdict(99.0, 72.0, None, True) == "does not fit as written: no --accumulate helps"
+    assert verdict(99.0, 72.0, 2, False) == "would fit from --accumulate 2"
+    assert verdict(99.0, 72.0, None, False) == "would never fit"
+
+
+def test_a_trained_text_tower_is_counted_with_its_activations() -> None:
+    """CLIP-L's: 12 blocks, 77 tokens of width 768; beside an encoder of 17 tokens of width 192."""
+    encoder = {"img_size": 64, "patch_size": 16, "embed_dim": 192}
+    both = with_text_tower(COST, encoder, Frozen(10.0, 1000), "ViT-L-14")
+    share = 77 * 768 / (17 * 192)
+    assert (both.decoders, both.recomputed, both.trainable) == (70 + 30, 50 + 10, 100 + 1000)
+    assert both.activations == pytest.approx(1000 + 12 * 50 * share)
+    assert both.checkpointed == 100 + 12 * 77 * 768 * 4
+    assert both.block_activations == pytest.approx(50 * share)
+    assert (both.encoder, both.teacher, both.frozen) == (COST.encoder, COST.teacher, COST.frozen)
+
+
 def test_bytes_on_disk() -> None:
     assert disk(COST, TrainConfig(keep_last=2), 0) == {
         "checkpoint": 4 * 110,
@@ -171,10 +191,14 @@ def test_tuning_starts_at_the_checkpoint_or_at_the_named_shape(tmp_path: Path) -
 
 def test_captions_pass_through_the_text_tower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.plan.text_tower_cost", lambda model: (Frozen(7.0, 11), {"ViT-H-14": 1024}[model]))
-    config = ZeroshotConfig(encoder="random", data="wds:x", teacher="openclip-h", distill=0.0)
+    config = ZeroshotConfig(encoder="random", data="wds:x", teacher="openclip-h", distill=0.0, freeze_text=True)
     cost, text, _ = count("zeroshot", config)
     assert (cost.teacher, cost.frozen, text) == (7.0, 11, 11)
     assert cost.decoders == 3 * 2 * 192 * 1024
+    trained, text, [note] = count("zeroshot", dataclasses.replace(config, freeze_text=False))
+    assert (trained.teacher, trained.frozen, text) == (0.0, 0, 11)
+    assert trained.decoders == cost.decoders + 3 * 7 and trained.trainable == cost.trainable + 11
+    assert trained.activations > cost.activations and "estimated" in note
     with pytest.raises(ConfigError, match="open_clip model"):
         count("zeroshot", dataclasses.replace(config, teacher="dino-b"))
 
@@ -212,6 +236,24 @@ def test_a_measured_plan_uses_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < time["images_per_second"] < 5000
     rate = time["utilisation"] * 20e9 / one["flops_per_image"]["total"]
     assert time["images_per_second"] == pytest.approx(rate)
+
+
+def test_a_recipe_that_does_not_fit_and_a_size_that_is_not_the_datas_are_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    line = ["l16_in1k", "finetune", "--batch-size", "4096", "--data", "folder:/nope"]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    assert "does not fit as written: use --accumulate 2; 96.3 GB of 80.0 GB" in printed
+    assert "would fit from --accumulate 1; 20.5 GB" in printed
+    assert "finetune: folder:/nope is not listed here: 1,281,167 images, by ImageNet-1K; --images N says" in printed
+    assert main([*line, "--images", "1000000"]) == 0
+    assert "is not listed" not in capsys.readouterr().out
+    assert main(["l16_in1k", "finetune", "--checkpointing", "--batch-size", "4096", "--data", "folder:/nope"]) == 0
+    written, other = [one for one in capsys.readouterr().out.splitlines() if " GB of 80.0 GB" in one]
+    assert "memory per h100" in written and "fits as written; 20.5 GB" in written
+    assert "without checkpointing" in other and "would fit from --accumulate 2; 96.3 GB" in other
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -12,8 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+import webdataset
+from PIL import Image
 
 from digpt.artifact import read_checkpoint
 from digpt.errors import ConfigError
@@ -81,6 +85,50 @@ def test_two_processes_see_the_samples_and_have_the_losses_of_one(alone: Alone, 
     assert_equal(rows, run(tmp_path, 2, command), "loss", "baseline", "grad_norm")
     assert seen(tmp_path, 2) == seen(folder, 1) and len(seen(folder, 1)) == 3 * 8
     assert_same_weights(folder, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run on image-text pairs needs: two shards, and an OpenCLIP model that is tiny and no release's."""
+    root = tmp_path_factory.mktemp("pairs")
+    for shard in range(2):
+        with webdataset.TarWriter(str(root / f"{shard:05d}.tar")) as writer:
+            for number in range(10):
+                buffer, color = io.BytesIO(), (25 * number, 120 * shard, 255 - 25 * number)
+                Image.new("RGB", (80, 64), color).save(buffer, "PNG")
+                sample = {"png": buffer.getvalue(), "txt": f"a wall painted in {color}"}
+                writer.write({"__key__": f"{shard:05d}{number:04d}", **sample})
+    vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    model = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (root / "tiny-clip.json").write_text(json.dumps(model))
+    torch.manual_seed(0)
+    torch.save(open_clip.CLIP(**model).state_dict(), root / "clip.pt")
+    given = {"teacher": f"open_clip:tiny-clip/{root / 'clip.pt'}", "open_clip": str(root / "tiny-clip.json")}
+    return {**given, "data": f"wds:{root}", "val_data": f"wds:{root}"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sharding": "ddp", "freeze_text": False},
+        pytest.param({"sharding": "fsdp2", "freeze_text": True}, marks=pytest.mark.slow),
+        pytest.param({"sharding": "fsdp2", "freeze_text": False, "checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_pairs_are_contrasted_over_the_whole_batch_of_all_processes(
+    pairs: dict[str, str], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    rows = run(folders[0], 1, "pairs", **pairs, **changes)
+    assert_equal(rows, run(folders[1], 2, "pairs", **pairs, **changes), "loss", "scale", "grad_norm")
+    assert seen(folders[0], 1) == seen(folders[1], 2) and len(seen(folders[0], 1)) == 3 * 8
+    assert_same_weights(*folders)
+    first, second = (read_checkpoint(folder / "ckpt.pt") for folder in folders)
+    assert first.provenance["figures"] == second.provenance["figures"]
+    given = torch.load(pairs["teacher"].removeprefix("open_clip:tiny-clip/"), weights_only=True)
+    frozen = torch.equal(first.weights["text"]["token_embedding.weight"], given["token_embedding.weight"])
+    assert frozen == changes["freeze_text"]
 
 
 @pytest.mark.slow

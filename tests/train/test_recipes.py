@@ -13,12 +13,15 @@ import pytest
 import timm
 import torch
 
+from digpt.data.images import open_images
 from digpt.encoder import encoder_config
 from train import finetune, pretrain, zeroshot
-from train.config import RECIPES, load_recipe, resolved
+from train.config import RECIPES, load_recipe, parse, resolved
+from train.cost import pretrain_modules
 from train.miniature import miniature
+from train.objective import DigptObjective, MaeConfig
 from train.optim import learning_rate
-from train.plan import PUBLISHED, commands_of
+from train.plan import PUBLISHED, PlanConfig, commands_of, plan
 
 FULL = [name for name in RECIPES if name[:3] in ("b16", "l16", "l14")]
 STAGES = [(name, command) for name in FULL for command in commands_of(name)]
@@ -34,6 +37,18 @@ def test_a_recipe_opens_with_command_hardware_time_and_metric(name: str) -> None
         assert f"train.{command} {name} --data" in document
         assert re.search(rf"\b{command} [\d.]+ h\b", document), command
     assert "Hardware:" in document and "Metric:" in document and "Assumed:" in document
+
+
+@pytest.mark.parametrize(("name", "command"), STAGES)
+def test_a_recipe_as_written_fits_its_hardware_in_the_time_it_states(name: str, command: str) -> None:
+    document = importlib.import_module(f"train.recipes.{name}").__doc__ or ""
+    assert "8 x H100 (80 GB)" in document
+    planned = plan(name, command, load_recipe(name, command), PlanConfig(gpus=8, gpu="h100"))
+    memory = planned["memory"]
+    need = memory["checkpointing" if planned["checkpointing"] else "stored"]["total"]
+    assert need <= 0.9 * 80e9 and memory["fits_as_written"]
+    hours = re.search(rf"\b{command} ([\d.]+) h\b", document)
+    assert hours is not None and planned["time"]["wall_hours"] == pytest.approx(float(hours[1]), rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "command"), STAGES)
@@ -64,6 +79,7 @@ def test_figures_of_the_paper_and_the_specification_stand_in_the_recipes() -> No
     assert (base.betas, base.weight_decay, base.clip) == ((0.9, 0.95), 0.05, 0.0)
     tuned = load_recipe("b16_in1k", "finetune")
     assert (tuned.layer_decay, tuned.drop_path, tuned.epochs, tuned.batch_size) == (0.65, 0.1, 100, 1024)
+    assert {load_recipe(name, "finetune").epochs for name in ("l16_in1k", "l14_in1k")} == {100}  # section 4.1.1
     assert resolved(tuned, 1).lr == pytest.approx(4e-4) and tuned.min_lr == 1e-6
     photo = tuned.photo
     assert (photo.mixup, photo.cutmix, photo.erasing, photo.smoothing) == (0.8, 1.0, 0.25, 0.1)
@@ -81,12 +97,103 @@ def test_a_miniature_keeps_what_makes_the_recipe(name: str, command: str) -> Non
     assert small.data == "emoji" and small.image_size == 64 and str(small.output).startswith("runs/miniature/")
     for field in ("weight_decay", "betas", "clip", "seed"):
         assert getattr(small, field) == getattr(config, field)
+    assert small.accumulate == 1
     if command == "finetune":
         assert small.layer_decay == config.layer_decay and small.photo == config.photo
     if command == "pretrain":
         assert small.paradigm == config.paradigm and small.objective.decoder_depth == config.objective.decoder_depth
+        assert (small.mae.decoder_depth, small.mae.decoder_width) == (config.mae.decoder_depth, 192)
     else:
         assert "miniature" in small.encoder
+
+
+def test_the_merged_set_is_one_folder_of_links(tmp_path: Path) -> None:
+    """As docs/data.md assembles it; captions beside images and folders called train further down change nothing."""
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    for name in ("imagenet21k_folders/n01440764/a.JPEG", "cc12m/00000/000000001.jpg", "coco/train/b.jpg"):
+        image = tmp_path / name
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"x")
+        image.with_suffix(".txt").write_text("a caption")
+        part = name.partition("/")[0]
+        (merged / part).symlink_to(tmp_path / part)
+    found = open_images(f"folder:{merged}", split="train")
+    names = {found.sample_name(number).rpartition("/")[2] for number in range(len(found))}
+    assert names == {"a.JPEG", "000000001.jpg", "b.jpg"}
+
+
+# ---------------------------------------------------------------------------------------- the paradigms in full size
+
+
+def linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def norm(width: int) -> int:
+    return 2 * width
+
+
+def decoder(encoder: int, out: int, width: int = 1024, depth: int = 2) -> int:
+    """Query, four tap norms and their projection; per layer self- and cross-attention, MLP, four norms; prediction."""
+    attention = linear(width, 3 * width) + linear(width, width)
+    layer = 2 * attention + linear(width, 4 * width) + linear(4 * width, width) + 4 * norm(width)
+    taps = 4 * norm(encoder) + linear(4 * encoder, depth * width)
+    return width + taps + depth * layer + norm(width) + linear(width, out)
+
+
+def mae_decoder(encoder: int, out: int, width: int = 512, depth: int = 8) -> int:
+    """Norm, embedding, mask token, plain ViT blocks, norm, prediction."""
+    attention = linear(width, 3 * width) + linear(width, width)
+    block = attention + linear(width, 4 * width) + linear(4 * width, width) + 2 * norm(width)
+    return norm(encoder) + linear(encoder, width) + width + depth * block + norm(width) + linear(width, out)
+
+
+FULL_SIZE = [  # options of the command; parameters beside the encoder, of a teacher 1024 wide or pixels of 16 x 16
+    ("digpt", "", 2 * decoder(768, 1024)),
+    ("digpt", "--teacher dino-b", 2 * decoder(768, 768)),
+    ("digpt", "--objective.decoder-depth 1", 2 * decoder(768, 1024, depth=1)),
+    ("digpt", "--objective.decoder-depth 4", 2 * decoder(768, 1024, depth=4)),
+    ("digpt", "--objective.decoder-width 512", 2 * decoder(768, 1024, width=512)),
+    ("digpt", "--objective.decoder-width 768", 2 * decoder(768, 1024, width=768)),
+    ("gen", "", decoder(768, 1024)),
+    ("gen_fd", "", decoder(768, 1024) + linear(768, 1024)),
+    ("igpt", "--teacher pixels", decoder(768, 768)),
+    ("fd", "", linear(768, 1024)),
+    ("kd", "", linear(768, 1024)),
+    ("mae", "", mae_decoder(768, 1024)),
+    ("mae", "--teacher pixels", mae_decoder(768, 768)),
+    ("eva", "", 768 + norm(768) + linear(768, 1024)),
+]
+
+
+@pytest.mark.parametrize(("paradigm", "options", "beside"), FULL_SIZE)
+def test_every_paradigm_of_the_tables_builds_in_full_size(paradigm: str, options: str, beside: int) -> None:
+    config = parse("pretrain", ["b16_in1k", "--paradigm", paradigm, *options.split()])
+    module, target = pretrain_modules(config.encoder(), config.teacher, config.paradigm, config.options())
+    published = 86_567_656 - linear(768, 1000) - norm(768)  # timm's, without classifier and final norm
+    assert sum(p.numel() for p in module.encoder.parameters()) == published
+    assert sum(p.numel() for p in module.parameters()) - published == beside
+    pixels, old = "pixels" in options, "dino-b" in options
+    assert tuple(target.grid) == ((14, 14) if pixels or old else (16, 16))
+    assert target.width == (16 * 16 * 3 if pixels or old else 1024)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("l16_in1k", 14), ("l14_in1k", 16)])
+def test_large_encoders_are_tapped_at_12_16_20_and_24(name: str, grid: int) -> None:
+    config = load_recipe(name, "pretrain")
+    module, target = pretrain_modules(config.encoder(), config.teacher, config.paradigm, config.options())
+    assert isinstance(module, DigptObjective)
+    assert module.taps == (12, 16, 20, 24) and module.encoder.patch_embed.grid_size == (grid, grid)
+    assert tuple(target.grid) == (16, 16) and target.width == 1024
+    beside = sum(p.numel() for p in module.parameters()) - sum(p.numel() for p in module.encoder.parameters())
+    assert beside == 2 * decoder(1024, 1024)
+
+
+@pytest.mark.parametrize("name", [name for name, command in STAGES if command == "pretrain"])
+def test_every_pretraining_takes_maes_own_decoder_under_mae(name: str) -> None:
+    config = parse("pretrain", [name, "--paradigm", "mae"])
+    assert config.options() == MaeConfig(0.75, 512, 16, 8)
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ Hardware: 8 x H100 (80 GB). Time, by ``python -m train.plan b16_in21k`` at 40 % 
 pretrain 91 h.
 
 Metric: none in the paper for this size.
-Assumed: the peak learning rate (lost in the copy of the paper): 1.5e-4 per 256 images.
+Assumed: the peak learning rate (lost in the copy of the paper): 1.5e-4 per 256 images; and what the paper does not say
+again for ImageNet-21K: OpenCLIP-H as the teacher (named for ViT-B on ImageNet-1K only), the crop, weight decay, betas,
+clipping off, a floor of 0, statistics of ImageNet.
 """
 
 from __future__ import annotations

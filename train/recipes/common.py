@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.finetune import FinetuneConfig
-from train.objective import DigptConfig
+from train.objective import DigptConfig, MaeConfig
 from train.photo_augment import CropConfig
 from train.pretrain import PretrainConfig
 from train.zeroshot import ZeroshotConfig
@@ -26,13 +26,17 @@ LARGE: dict[str, Any] = {
 def pretraining(
     name: str, variant: str, data: str, epochs: float, warmup_epochs: float, **changes: Any
 ) -> PretrainConfig:
-    """D-iGPT at 224 px with OpenCLIP-H as the teacher and decoders of two blocks of width 1024."""
+    """D-iGPT at 224 px with OpenCLIP-H as the teacher and decoders of two blocks of width 1024.
+
+    Under ``--paradigm mae`` the decoder is MAE's own: eight blocks of width 512.
+    """
     settings: dict[str, Any] = {
         "teacher": "openclip-h",
         "variant": variant,
         "image_size": 224,
         "depth": None,
         "objective": DigptConfig(),
+        "mae": MaeConfig(),
         "crop": CropConfig(scale=(0.2, 1.0)),
         "data": data,
         "batch_size": 4096,

@@ -5,8 +5,9 @@
 Hardware: 8 x H100 (80 GB). Time, by ``python -m train.plan l14_in21k_in1k`` at 40 % of the peak (assumed):
 finetune 1.1 h.
 
-Metric: top-1 on ImageNet-1K 89.5 % (Table 3, "ViT", 306 M parameters, 14 M images).
-Assumed: all but the data: 20 epochs, 2e-5 per 256 images, layer decay 0.8, drop path 0.2.
+Metric: top-1 on ImageNet-1K 89.5 % (Table 3: "ViT", 306 M parameters, whose patch size it does not say; 14 M images).
+Assumed: all but the data and the size of 224 px: 20 epochs, 2 of warm-up, 2e-5 per 256 images, floor 1e-6, weight decay
+0.05, batch 1024, layer decay 0.8, drop path 0.2, MAE's augmentation.
 """
 
 from __future__ import annotations

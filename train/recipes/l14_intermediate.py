@@ -3,11 +3,15 @@
     accelerate launch --num_processes 8 -m train.finetune l14_intermediate --data tar:data/imagenet21k\
         --val-data tar:data/imagenet21k_val
 
-Hardware: 8 x H100 (80 GB). Time, by ``python -m train.plan l14_intermediate`` at 40 % of the peak (assumed):
+Hardware: 8 x H100 (80 GB), in two micro-batches per step (``accumulate=2``): a single one would take 124 GB per GPU by
+the planner. Time, by ``python -m train.plan l14_intermediate`` at 40 % of the peak (assumed):
 finetune 36 h.
 
 Metric: none by itself; see ``l14_in21k_in1k``.
-Assumed: BEiT v2's recipe: 6e-4 at batch 4096 (3.75e-5 per 256 images), layer decay 0.75; drop path 0.1.
+Assumed: all but the data and the 60 epochs. From BEiT v2's recipe: 6e-4 at batch 4096 (3.75e-5 per 256 images), layer
+decay 0.75. Ours, whatever BEiT v2 did: drop path 0.1, 5 epochs of warm-up, floor 1e-6, weight decay 0.05 and the whole
+of MAE's augmentation (RandAugment, mixup, cutmix, erasing, smoothing). ImageNet-21K has no validation split: the second
+folder is a part that you set aside (docs/data.md).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ finetune = finetuning(
     "runs/l14_in21k/pretrain/ckpt.pt",
     val_data="tar:data/imagenet21k_val",
     batch_size=4096,
+    accumulate=2,
     epochs=60,
     base_lr=3.75e-5,
     layer_decay=0.75,

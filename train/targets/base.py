@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from digpt.errors import ConfigError
+from train.augment import normalise
 from train.objective.spaces import TargetKind
 
 
@@ -72,8 +73,7 @@ class VisionTarget(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, images01: Tensor) -> Tensor:
         """float ``[B,3,H,W]`` in [0, 1] -> ``[B, 1+N, T]``, class token first, in the tower's dtype."""
-        mean, std = (torch.tensor(values, device=images01.device).view(3, 1, 1) for values in self.statistics)
-        normalised = (images01.float() - mean) / std
+        normalised = normalise(images01.float(), *self.statistics)
         return self.tokens(normalised.to(next(self.tower.parameters()).dtype))
 
     @abstractmethod
