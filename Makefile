@@ -3,6 +3,8 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?= bundled
+# Processes that run tests; each computes with one thread.
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -35,10 +37,10 @@ smoke: $(INSTALLED)  ## start a server on a free port, send the README's request
 	$(PY) scripts/smoke.py
 
 test: $(INSTALLED)  ## the tests, without the slow ones
-	$(TEST_ENV) $(PY) -m pytest -m "not slow"
+	$(TEST_ENV) $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: $(INSTALLED)  ## every test
-	$(TEST_ENV) $(PY) -m pytest
+	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 check: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(PY) -m ruff check .

@@ -84,11 +84,18 @@ changes = json.loads(given)
 if "open_clip" in changes:  # a model that open_clip does not know
     open_clip.add_model_config(changes.pop("open_clip"))
 interrupt = changes.pop("interrupt", 0)  # the step after which the first process gets a SIGTERM
+interrupt_evaluation = changes.pop("interrupt_evaluation", False)
 changes["output"] = Path(changes["output"])
 config = dataclasses.replace(CONFIGS[command], **changes)
 task = TASKS[command](config)
 if command == "zeroshot":
     task.evaluate = lambda evaluation: {}
+if interrupt_evaluation:
+
+    def interrupted(evaluation: Any) -> dict[str, float]:
+        raise Interrupted
+
+    task.evaluate = interrupted
 after_step, steps = task.after_step, []
 
 

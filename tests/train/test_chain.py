@@ -185,6 +185,7 @@ def test_pretraining_goes_on_from_a_checkpoint_with_its_decoders(chain: dict[str
             PretrainTask(dataclasses.replace(config, **other))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's tracer looks at it and hides the warning itself
 def test_compiled_and_checkpointed_blocks_give_the_same_losses(chain: dict[str, Path], tmp_path: Path) -> None:
     """The backend ``eager`` traces the blocks as any other does, but needs no compiler."""

@@ -238,6 +238,7 @@ def test_a_measured_plan_uses_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
     assert time["images_per_second"] == pytest.approx(rate)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_fit_and_a_size_that_is_not_the_datas_are_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,9 @@ def assert_equal(first: list[dict[str, float]], second: list[dict[str, float]], 
             assert abs(one[key] - other[key]) <= 1e-5 * max(1.0, abs(one[key])), (key, one[key], other[key])
 
 
-@pytest.mark.parametrize("command", ["pretrain", "zeroshot", pytest.param("finetune", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", ["pretrain", *(pytest.param(command, marks=pytest.mark.slow) for command in ("zeroshot", "finetune"))]
+)
 def test_two_processes_see_the_samples_and_have_the_losses_of_one(alone: Alone, tmp_path: Path, command: str) -> None:
     folder, rows = alone(command)
     assert_equal(rows, run(tmp_path, 2, command), "loss", "baseline", "grad_norm")
@@ -138,6 +140,20 @@ def test_sharded_and_accumulated_losses_are_those_of_one_process(alone: Alone, t
     assert_equal(rows, sharded, "loss", "grad_norm")  # not baselines, which fold in micro-batch by micro-batch
     assert_same_weights(folder, tmp_path / "fsdp2", "encoder")
     assert_equal(alone("zeroshot")[1], run(tmp_path / "tuned", 2, "zeroshot", sharding="fsdp2"), "loss", "grad_norm")
+
+
+@pytest.mark.slow
+def test_shards_in_bf16_are_evaluated_before_the_first_step_of_a_resumed_run(
+    pairs: dict[str, str], tmp_path: Path
+) -> None:
+    """There FSDP2 has not seen a call of the model yet, only of its parts."""
+    changes: dict[str, Any] = {**pairs, "sharding": "fsdp2", "precision": "bf16", "eval_every": 2}
+    assert [row["step"] for row in run(tmp_path, 2, "pairs", **changes, interrupt_evaluation=True)] == [1, 2]
+    rows = run(tmp_path, 2, "pairs", **changes)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    figures = [(line["step"], line["val_retrieval_top1"]) for line in lines if "val_retrieval_top1" in line]
+    assert [step for step, _ in figures] == [2, 3] and all(0 <= value <= 1 for _, value in figures)
 
 
 @pytest.mark.slow

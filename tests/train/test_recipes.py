@@ -39,7 +39,10 @@ def test_a_recipe_opens_with_command_hardware_time_and_metric(name: str) -> None
     assert "Hardware:" in document and "Metric:" in document and "Assumed:" in document
 
 
-@pytest.mark.parametrize(("name", "command"), STAGES)
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [stage if stage[0].startswith("b16") else pytest.param(*stage, marks=pytest.mark.slow) for stage in STAGES],
+)
 def test_a_recipe_as_written_fits_its_hardware_in_the_time_it_states(name: str, command: str) -> None:
     document = importlib.import_module(f"train.recipes.{name}").__doc__ or ""
     assert "8 x H100 (80 GB)" in document
