@@ -9,7 +9,7 @@ The paradigm (``digpt``, ``fd``, ``mae``, ...) and the target (any model spec as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +89,9 @@ class PretrainTask:
 
     name = "pretrain"
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, tell: Callable[[str], None] = lambda text: None) -> None:
+        """``tell`` is handed what the check of the teacher found, once it is on its device."""
+        self._tell = tell
         torch.manual_seed(config.seed)
         if config.orders < 1:
             raise ConfigError(f"orders={config.orders} must be at least 1.")
@@ -131,7 +133,7 @@ class PretrainTask:
         """Move the target and check it there; on a GPU it runs in the precision of the run, compiled with it."""
         self._device = device
         self.target.to(device)
-        say(str(check_teacher(self.target, self.data.pictures(64).to(device))))
+        self._tell(str(check_teacher(self.target, self.data.pictures(64).to(device))))
         if self.config.precision == "bf16" and device.type == "cuda":
             self.target.to(torch.bfloat16)
         if self.config.compile and isinstance(self.target, nn.Module):
@@ -245,8 +247,8 @@ def _decoders(module: Paradigm) -> list[nn.Module]:
 
 
 def run(config: PretrainConfig) -> Path:
-    """Pretrain; prints the commands to type next and returns the checkpoint's path."""
-    path = train(PretrainTask(config))
+    """Pretrain; prints what the teacher's check found and the commands to type next; returns the checkpoint's path."""
+    path = train(PretrainTask(config, say))
     say(f"next: python -m evaluate.robustness {path}")
     own = f" --teacher {config.teacher}" if config.teacher.endswith(".pt") else ""  # else the bundled teacher's texts
     say(f"      python -m train.zeroshot --encoder {path}{own}")
