@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from digpt.errors import ConfigError
+from digpt.sources import BUNDLED
 from train.config import TrainConfig
 from train.cost import Cost, Frozen
 from train.finetune import FinetuneConfig
@@ -206,7 +207,16 @@ def test_captions_pass_through_the_text_tower(monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
-def test_every_command_of_a_recipe_is_planned_in_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_of_a_recipe_is_planned_in_one_json_document(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bundled"]) == 2
+    assert "not there yet: train it first" in capsys.readouterr().err
+    earlier = {"early_teacher": "early_teacher.pt", "teacher": "teacher.pt", "pretrain": "ckpt.pt"}
+    for stage, file in earlier.items():
+        (tmp_path / "runs/bundled" / stage).mkdir(parents=True)
+        (tmp_path / "runs/bundled" / stage / "ckpt.pt").symlink_to(BUNDLED / file)
     assert main(["bundled", "--json", "--gpus", "1", "--gpu", "a100", "--utilisation", "0.3"]) == 0
     document = json.loads(capsys.readouterr().out)
     pretrain, zeroshot = document["plans"]
