@@ -24,7 +24,7 @@ from rich.table import Table
 
 from digpt.data.emoji import EmojiSet
 from digpt.data.images import open_images
-from digpt.errors import CheckpointError, ConfigError, DigptError
+from digpt.errors import ConfigError, DigptError
 from train.config import RECIPES, TrainConfig, load_recipe, parse, resolved
 from train.cost import NOTHING, Cost, Frozen, image_tower_cost, pretrain_cost, text_tower_cost, tuning_cost
 from train.fit import GPUS, USABLE, Gpu, disk, memory, smallest_accumulate, verdict, with_text_tower
@@ -351,18 +351,13 @@ def commands_of(recipe: str) -> list[str]:
 
 
 def _planned(recipe: str, command: str, config: TrainConfig, where: PlanConfig) -> dict[str, Any]:
-    """`plan`; a recipe may start from checkpoints that its earlier stages write, and their shapes are needed."""
-    try:
-        return plan(recipe, command, config, where)
-    except CheckpointError:
-        for field in ("teacher", "encoder"):
-            spec = getattr(config, field, None)
-            if isinstance(spec, str) and spec.endswith(".pt") and not Path(spec).exists():
-                raise ConfigError(
-                    f"Recipe {recipe} starts from {spec}, which is not there yet: train it first, or plan with a model "
-                    f"of its shape, as in python -m train.plan {recipe} {command} --{field} bundled-teacher."
-                ) from None
-        raise
+    """`plan`, or what to do where the recipe starts from a checkpoint that an earlier stage has yet to write."""
+    for field in ("teacher", "encoder") if recipe.startswith("bundled") else ():
+        spec = str(getattr(config, field, ""))
+        if spec.endswith(".pt") and not Path(spec).exists():
+            remedy = f"train it first, or plan with a model of its shape: --{field} bundled-teacher."
+            raise ConfigError(f"Recipe {recipe} starts from {spec}, which is not there yet: {remedy}")
+    return plan(recipe, command, config, where)
 
 
 def document_of(argv: Sequence[str]) -> tuple[dict[str, Any], PlanConfig]:
