@@ -351,12 +351,11 @@ def commands_of(recipe: str) -> list[str]:
 
 
 def _planned(recipe: str, command: str, config: TrainConfig, where: PlanConfig) -> dict[str, Any]:
-    """`plan`, or what to do where the recipe starts from a checkpoint that an earlier stage has yet to write."""
+    """`plan`, or what to do where an earlier stage has yet to write the checkpoint that the recipe starts from."""
     for field in ("teacher", "encoder") if recipe.startswith("bundled") else ():
         spec = str(getattr(config, field, ""))
         if spec.endswith(".pt") and not Path(spec).exists():
-            remedy = f"train it first, or plan with a model of its shape: --{field} bundled-teacher."
-            raise ConfigError(f"Recipe {recipe} starts from {spec}, which is not there yet: {remedy}")
+            raise ConfigError(f"{spec} is not there yet: train it first, or plan with its like: --{field} bundled.")
     return plan(recipe, command, config, where)
 
 
