@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from digpt import metrics
+from digpt import resampling
 from digpt.metrics import bootstrap_ci, target_ranks, topk_correct
 
 
@@ -77,7 +77,7 @@ def test_seeded_and_independent_of_the_chunk(monkeypatch):
     values = np.random.default_rng(2).random(100)
     first = bootstrap_ci(values, seed=3)
     assert bootstrap_ci(values, seed=3) == first != bootstrap_ci(values, seed=4)
-    monkeypatch.setattr(metrics, "_CHUNK_DRAWS", 700)
+    monkeypatch.setattr(resampling, "_CHUNK_DRAWS", 700)
     assert bootstrap_ci(values, seed=3) == first
 
 
