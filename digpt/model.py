@@ -89,15 +89,17 @@ class InferenceModel(nn.Module):
     def forward_patches(self, images: Tensor) -> Tensor:
         """uint8 ``[B,H,W,3]`` -> float32 patch tokens ``[B,N,C]`` in raster order, without class or register tokens.
 
-        After the encoder's final norm where it has one.
+        After the encoder's final norm where it has one for its tokens.
         """
         normalised = self.normalise(images)
         if self.is_timm:
             return _patch_tokens(self.encoder, self.encoder.forward_features(normalised)).float()
         if hasattr(self.encoder, "trunk"):  # open_clip's wrapper around a timm model
             return _patch_tokens(self.encoder.trunk, self.encoder.trunk.forward_features(normalised)).float()
+        # CoCa's final norm belongs to its attention pool, and has the width of what the pool gives.
+        normed = getattr(self.encoder, "attn_pool", None) is None
         outputs = self.encoder.forward_intermediates(
-            normalised, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+            normalised, indices=1, normalize_intermediates=normed, intermediates_only=True, output_fmt="NLC"
         )
         return outputs["image_intermediates"][-1].float()
 

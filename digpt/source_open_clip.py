@@ -23,8 +23,10 @@ from digpt.weight_files import downloaded, misfit, unreadable
 def load_open_clip(spec: str, rest: str, image_size: int | None) -> Model:
     """``NAME/TAG`` downloads open_clip's weights, ``NAME/FILE`` reads a local file (safetensors, pt).
 
-    The embedding is ``encode_image`` without normalisation; the activation is the one the tag's weights were
-    trained with; a file's is the name's (``ViT-B-16-quickgelu``).
+    The embedding is ``encode_image`` without normalisation. Activation, mean, std and resizing are those the tag's
+    weights were trained with. A file knows no tag: its activation is the name's (``ViT-B-16-quickgelu``), its mean
+    and std are CLIP's and its resizing keeps the aspect ratio, as open_clip has it. That is wrong for a saved copy of
+    weights trained otherwise, such as ``ViT-L-14/laion2b_s32b_b82k`` (mean and std 0.5) or SigLIP: name the tag.
     """
     name, _, source = rest.partition("/")
     _check_open_clip_name(spec, name, source)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.artifact import canonical_json
-from digpt.errors import CheckpointError, ConfigError, InputError
+from digpt.errors import CheckpointError, ConfigError, InputError, MissingDependencyError, near_misses
 
 if TYPE_CHECKING:
     from digpt.model import TextTower as TextTower
@@ -29,11 +29,14 @@ PAD, START, END = "<pad>", "<start>", "<end>"
 TEXT_BATCH = 256  # texts embedded, and prompts held, at a time
 MAX_PROMPT_CHARS = 10_000  # a filled template; every text tower we know reads less than a tenth of it
 
-# Prompt sets by name; "{}" stands for the label.
+# Prompt sets by name; "{}" stands for the label. `template_set` knows two more, those of open_clip.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
     "photo": ("a photo of a {}.",),  # CLIP, https://arxiv.org/abs/2103.00020, section 3.1.4
 }
+# Name -> its tuple in open_clip.zero_shot_metadata (MIT licence): CLIP's 80 ImageNet prompts, and 7 of them.
+_OPEN_CLIP_TEMPLATES = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+TEMPLATE_SETS = (*TEMPLATES, *_OPEN_CLIP_TEMPLATES)
 
 
 def __getattr__(name: str) -> Any:
@@ -133,6 +136,47 @@ def fill(template: str, name: str) -> str:
             f"A template and a label make a prompt of {length:,} characters; at most {MAX_PROMPT_CHARS:,} are accepted."
         )
     return template.replace("{}", name)
+
+
+def template_set(name: str) -> tuple[str, ...]:
+    """The prompt templates of one of ``TEMPLATE_SETS``, each with a ``{}`` for the label.
+
+    ``openai`` (80) and ``simple`` (7) are read from open_clip, whose import takes seconds and brings torch.
+    Source: https://github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb.
+
+    Raises:
+        ConfigError: no set of this name.
+        MissingDependencyError: open_clip is not installed, and the set is one of its own.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if name not in _OPEN_CLIP_TEMPLATES:
+        raise ConfigError(
+            f"Unknown template set {name!r}; valid: {', '.join(TEMPLATE_SETS)}.{near_misses(name, TEMPLATE_SETS)}"
+        )
+    return tuple(template("{}") for template in getattr(_zero_shot_metadata(), _OPEN_CLIP_TEMPLATES[name]))
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """CLIP's 1000 ImageNet class names in the order of the sorted wnids, read from open_clip (MIT licence).
+
+    Two names stand for two classes each: "missile" (657 and 744) and "sunglasses" (836 and 837).
+
+    Raises:
+        MissingDependencyError: open_clip is not installed.
+    """
+    return tuple(_zero_shot_metadata().IMAGENET_CLASSNAMES)
+
+
+def _zero_shot_metadata() -> Any:
+    try:
+        from open_clip import zero_shot_metadata
+    except ImportError:
+        raise MissingDependencyError(
+            "ImageNet's prompt templates and class names are those of open_clip, which is not installed: "
+            "pip install open_clip_torch."
+        ) from None
+    return zero_shot_metadata
 
 
 def class_embeddings(
