@@ -19,8 +19,8 @@ from digpt.data.emoji import EmojiSet
 from digpt.encoder import build_encoder
 from digpt.engine import Engine
 from digpt.results import Result
-from evaluate.emoji import EmojiProtocol
-from evaluate.emoji import run as evaluate
+from evaluate.run import run_suite
+from evaluate.suite_emoji import Neighbours, emoji_suite
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def main(options: Options) -> None:
         print(f"| encoder | {' | '.join(f'{split}, k = {options.k}' for split in ('val', 'flat', 'contrast'))} |")
         print("|---|--:|--:|--:|")
         for label, spec in rows.items():
-            results = evaluate(
-                Engine.load(spec, threads=options.threads), data, EmojiProtocol(methods=("knn",), k=(options.k,))
-            )
-            print(f"| {label} | {' | '.join(shown(result) for result in results)} |")
+            suite = emoji_suite(data, splits=(), knn=Neighbours(k=(options.k,)))
+            document = run_suite(Engine.load(spec, threads=options.threads), suite).document
+            assert document is not None
+            print(f"| {label} | {' | '.join(shown(result) for result in document.results)} |")
 
 
 def shown(result: Result) -> str:

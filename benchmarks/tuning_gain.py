@@ -19,8 +19,8 @@ import tyro
 from digpt.data.emoji import EmojiSet
 from digpt.engine import Engine
 from digpt.metrics import t_half_width
-from evaluate.emoji import EmojiProtocol
-from evaluate.emoji import run as evaluate
+from evaluate.run import run_suite
+from evaluate.suite_emoji import emoji_suite
 from train.config import load_recipe
 from train.zeroshot import run as tune
 
@@ -74,8 +74,9 @@ def cell(options: Options, label: str, encoder: str, seed: int) -> str:
 def top1(spec: str, data: EmojiSet, threads: int) -> dict[str, float]:
     """Zero-shot top-1 by split."""
     engine = Engine.load(spec, threads=threads)
-    results = evaluate(engine, data, EmojiProtocol(methods=("zeroshot",)))
-    return {result.split: result.value for result in results if result.metric == "zeroshot_top1"}
+    document = run_suite(engine, emoji_suite(data, splits=SPLITS)).document
+    assert document is not None
+    return {result.split: result.value for result in document.results if result.metric == "top1"}
 
 
 def interval(values: Iterable[float]) -> str:

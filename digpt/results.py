@@ -1,34 +1,30 @@
-"""What an evaluation leaves behind: the versioned results document, its schema, and its table.
+"""What an evaluation leaves behind: the versioned results document and its schema.
 
     document = ResultsDocument(model=ModelRef.of(engine.info), protocol=with_fingerprint(protocol), results=results)
     write_results(document, "runs/eval/results.json")
-    Console().print(render(read_results("runs/eval/results.json")))
+    document = read_results("runs/eval/results.json")
 
-``docs/results.md`` explains every field. A document holds no time, speed or version, so that two runs of one protocol
-on one model write the same bytes.
+``docs/results.md`` explains every field, `digpt.results_table` prints it. A document holds no time, speed or version,
+so that two runs of one protocol on one model write the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from digpt.artifact import atomic_json, canonical_json
 from digpt.errors import DataError
 from digpt.runtime.base import RuntimeInfo
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULTS_NAME = "results.json"
-METHOD_TITLES = {"zeroshot": "zero-shot", "knn": "kNN"}
 
 _FINGERPRINT = r"^sha256:[0-9a-f]{64}$"
 _STRICT = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
@@ -64,7 +60,10 @@ class Result:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """The model that was asked; its preprocessing and templates stand here, for they are not the protocol's."""
+    """The model that was asked; its preprocessing and templates stand here, for they are not the protocol's.
+
+    ``classifier`` is what answered for the classes: ``linear head``, ``zero-shot``, or None where none did.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -76,9 +75,10 @@ class ModelRef:
     has_text: bool
     preprocess: dict[str, Any]
     templates: tuple[str, ...]
+    classifier: str | None
 
     @classmethod
-    def of(cls, info: RuntimeInfo) -> ModelRef:
+    def of(cls, info: RuntimeInfo, classifier: str | None = None) -> ModelRef:
         """Take the part of a runtime's own description that a result needs."""
         return cls(
             spec=info.spec,
@@ -89,6 +89,7 @@ class ModelRef:
             has_text=info.has_text,
             preprocess=info.preprocess.to_dict(),
             templates=tuple(info.templates) if info.has_text else (),
+            classifier=classifier,
         )
 
 
@@ -146,6 +147,8 @@ def from_json(values: object, source: str = "The results document") -> ResultsDo
         raise DataError(f"{source} is no results document: it has no schema_version.")
     if version > SCHEMA_VERSION:
         raise DataError(f"{source} has schema version {version}, this program reads up to {SCHEMA_VERSION}; update it.")
+    if version < 2:
+        values = _from_version_1(cast(Mapping[str, Any], values))
     try:
         document = _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -154,6 +157,21 @@ def from_json(values: object, source: str = "The results document") -> ResultsDo
         raise DataError(f"{source} is not valid at {where}: {first['msg']}.") from error
     _check(document, source)
     return document
+
+
+def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 1 named top-1 and top-5 after their classifier, which stands with the model since."""
+    rows, model = values.get("results"), values.get("model")
+    if isinstance(rows, list) and isinstance(model, Mapping):
+        renamed = [
+            {**row, "metric": row["metric"].removeprefix("zeroshot_")}
+            if isinstance(row, Mapping) and isinstance(row.get("metric"), str)
+            else row
+            for row in rows
+        ]
+        asked = any(row != before for row, before in zip(renamed, rows, strict=True))
+        values = {**values, "results": renamed, "model": {"classifier": "zero-shot" if asked else None, **model}}
+    return {**values, "schema_version": SCHEMA_VERSION}
 
 
 def write_results(document: ResultsDocument, path: str | Path) -> Path:
@@ -201,53 +219,3 @@ def _check(document: ResultsDocument, source: str) -> None:
         if result.ci95 is not None and result.ci95[0] > result.ci95[1]:
             raise DataError(f"{source} has an interval with its ends exchanged for {' / '.join(row)}.")
         seen.add(row)
-
-
-def render(document: ResultsDocument) -> RenderableType:
-    """Return what a console prints: the model, one table per data set and method, and what could not be measured."""
-    model, protocol = document.model, document.protocol
-    parts: list[RenderableType] = [
-        Text(f"{model.name} on {model.backend} {model.precision}, fingerprint {_short(model.fingerprint)}")
-    ]
-    parts += [_table(title, rows) for title, rows in _grouped(document.results).items()]
-    if "zeroshot" in protocol.get("methods", ()) and not model.has_text:
-        parts.append("zero-shot: not measured, this model has no text tower")
-    parts.append(
-        f"values in %, 95 % bootstrap intervals; protocol {protocol['name']} {_short(protocol['fingerprint'])}"
-    )
-    if protocol.get("limit"):
-        parts.append(f"a seeded subset of at most {protocol['limit']} images per split")
-    return Group(*parts)
-
-
-def format_percent(result: Result) -> str:
-    """``'66.1 [64.0, 68.3]'``: value and interval in percent, the interval left out where there is none."""
-    value = f"{100 * result.value:.1f}"
-    return value if result.ci95 is None else f"{value} [{100 * result.ci95[0]:.1f}, {100 * result.ci95[1]:.1f}]"
-
-
-def _grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Results by the title of their table, in order of appearance."""
-    tables: dict[str, list[Result]] = {}
-    for result in results:
-        method = result.metric.partition("_")[0]
-        tables.setdefault(f"{result.dataset}, {METHOD_TITLES.get(method, method)}", []).append(result)
-    return tables
-
-
-def _table(title: str, results: list[Result]) -> Table:
-    """Splits down, metrics across."""
-    metrics = list(dict.fromkeys(result.metric for result in results))
-    cells = {(result.split, result.metric): format_percent(result) for result in results}
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("split", no_wrap=True)
-    for metric in metrics:
-        table.add_column(metric.partition("_")[2].replace("_", " ") or metric, justify="right", no_wrap=True)
-    table.add_column("images", justify="right")
-    for split, n in {result.split: result.n for result in results}.items():
-        table.add_row(split, *(cells.get((split, metric), "") for metric in metrics), str(n))
-    return table
-
-
-def _short(fingerprint: str) -> str:
-    return fingerprint[:19]

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from digpt.classsets import ClassMatrixCache, default_cache_dir
 from digpt.engine import Engine
 from digpt.errors import ConfigError, DigptError
-from digpt.results import RESULTS_NAME, ResultsDocument, render, to_json, write_results
-from evaluate import features
+from digpt.results import RESULTS_NAME, ResultsDocument, to_json
+from digpt.results_table import render
+from evaluate.progress import bars
+from evaluate.run import Outcome, Part, run_suite
+from evaluate.suite import Subset, Suite
 
 Options = TypeVar("Options")
-TABLE_WIDTH = 100  # where the output is no terminal
+TABLE_WIDTH = 120  # where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -40,21 +34,49 @@ class EvaluateOptions:
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")] = "bundled"
     """Model: bundled, ckpt.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE."""
     output: Path | None = None
-    """Directory for results.json; nothing is written without it."""
+    """Directory for results.json and the store of answers, where the same command continues (default: keep nothing)."""
     data_root: Path | None = None
-    """Directory of the data (default: the bundled set)."""
+    """Directory of the ImageNet family, each set in any of its usual layouts (default: the bundled emoji set)."""
+    data: str | None = None
+    """Your own labelled pictures instead: folder:DIR, tar:DIR, wds:SHARDS or hfds:NAME, as in training."""
     limit: int | None = None
     """Images per split, a seeded subset (default: all)."""
+    preview: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """A tenth of every class."""
     backend: str | None = None
     """Runtime, such as torch or onnx (default: what the model asks for)."""
+    device: str = "auto"
+    """Of the torch backend: auto (a GPU where there is one), cpu, cuda, cuda:1."""
     threads: int | None = None
     """CPU threads (default: the backend's choice)."""
-    batch_size: int = 64
-    """Images per forward pass."""
+    batch_size: int | None = None
+    """Images per forward pass (default: found by doubling while that is faster and fits)."""
     seed: int = 0
-    """Of the subset and the bootstrap."""
+    """Of the subset, the corruptions and the bootstrap."""
+    part: str | None = None
+    """I/N: compute the I-th of N shares into --output; without, all that is missing, then the numbers."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Begin again where --output holds another evaluation."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the results document on standard output, and nothing else there."""
+
+    def subset(self) -> Subset:
+        """Which images are asked."""
+        return Subset(self.limit, self.preview, self.seed)
+
+
+@dataclass(frozen=True)
+class ClassifyOptions(EvaluateOptions):
+    """Options of the evaluations that classify."""
+
+    templates: str | None = None
+    """Prompts of a text tower: openai (80), simple (7), photo, plain, own (default: openai for ImageNet, else own)."""
+    resize: Literal["shortest", "squash", "longest"] | None = None
+    """Resize protocol instead of the model's own; squash is that of the D-iGPT authors."""
+    crop_pct: float | None = None
+    """Share of the shorter side that the crop keeps, instead of the model's own."""
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
+    """Instead of the model's own."""
 
 
 def parse(options: type[Options], argv: Sequence[str] | None, prog: str, description: str) -> Options:
@@ -62,30 +84,93 @@ def parse(options: type[Options], argv: Sequence[str] | None, prog: str, descrip
     return tyro.cli(options, args=argv, prog=f"python -m {prog}", description=description)
 
 
-def execute(options: EvaluateOptions, evaluate: Callable[[Engine, features.Progress], ResultsDocument]) -> int:
-    """Load the engine, evaluate, publish; return the exit code: 0, or 2 after one line about what went wrong.
+def execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], *, prefer_text: bool = False) -> int:
+    """Load the engine, evaluate the suite, publish; return the exit code: 0, or 2 after one line about what went wrong.
 
     Whatever libraries print meanwhile goes to stderr, so that ``--json`` leaves stdout to the document.
     """
+    return guarded(lambda: _execute(options, make_suite, prefer_text))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run ``work``; an error meant for the user becomes one line on stderr and exit code 2."""
     try:
-        _check(options)
-        with redirect_stdout(sys.stderr), _progress() as progress:
-            progress("model", 0, 0)
-            with closing(Engine.load(options.spec, options.backend, threads=options.threads)) as engine:
-                document = evaluate(engine, progress)
-        _publish(document, options)
+        return work()
     except DigptError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+
+
+def _execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], prefer_text: bool) -> int:
+    check(options)
+    part = part_of(options)
+    with redirect_stdout(sys.stderr), bars() as progress:
+        progress("model", 0, 0)
+        with closing(load_engine(options)) as engine:
+            suite = make_suite(engine)
+            outcome = run_suite(
+                engine,
+                suite,
+                output=options.output,
+                overwrite=options.overwrite,
+                batch_size=options.batch_size,
+                part=part,
+                cache=ClassMatrixCache(default_cache_dir()),
+                prefer_text=prefer_text,
+                progress=progress,
+            )
+    for line in (*suite.notes, _kept_line(outcome), outcome.clock.line()):
+        if line:
+            print(line, file=sys.stderr)
+    if outcome.document is None:
+        print(
+            f"part {part.index + 1}/{part.count} is done; {outcome.missing} shards of others are missing. "
+            "Run the command without --part for the numbers.",
+            file=sys.stderr,
+        )
+    elif not part.index:
+        publish(outcome.document, options)
     return 0
 
 
-def _check(options: EvaluateOptions) -> None:
+def load_engine(options: EvaluateOptions) -> Engine:
+    """The model, with its preprocessing changed where the options say so."""
+    engine = Engine.load(options.spec, options.backend, threads=options.threads, device=options.device)
+    changes = {name: getattr(options, name, None) for name in ("resize", "crop_pct", "interpolation")}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given:
+        preprocess = replace(engine.info.preprocess, **given)
+        engine.runtime.info = replace(engine.info, preprocess=preprocess)
+    return engine
+
+
+def part_of(options: EvaluateOptions) -> Part:
+    """This process's share: ``--part``, or what torchrun and ``accelerate launch`` say in RANK and WORLD_SIZE."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.part is None and world == 1:
+        return Part()
+    if options.output is None:
+        raise ConfigError("Several processes meet in the store: give --output DIR.")
+    if options.overwrite:
+        raise ConfigError("--overwrite cannot be given to several processes: delete the directory first.")
+    if options.part is None:
+        rank = int(os.environ.get("RANK", "0"))
+        return Part(rank, world, waits=rank == 0)
+    index, slash, count = options.part.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise ConfigError(f"--part {options.part} must be I/N with I from 1 to N, such as 2/4.")
+    return Part(int(index) - 1, int(count))
+
+
+def check(options: EvaluateOptions) -> None:
     """Refuse what would fail only after minutes of computing."""
     for name in ("batch_size", "threads", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1.")
+    if options.data is not None and options.data_root is not None:
+        raise ConfigError("--data and --data-root exclude each other: your own pictures, or the ImageNet family.")
+    options.subset()
     if options.output is not None:
         try:
             options.output.mkdir(parents=True, exist_ok=True)
@@ -93,9 +178,8 @@ def _check(options: EvaluateOptions) -> None:
             raise ConfigError(f"--output {options.output} cannot be a directory: {error.strerror}.") from error
 
 
-def _publish(document: ResultsDocument, options: EvaluateOptions) -> None:
-    if options.output is not None:
-        write_results(document, options.output / RESULTS_NAME)
+def publish(document: ResultsDocument, options: EvaluateOptions) -> None:
+    """Print the results: the document with ``--json``, else its tables."""
     if options.json:
         print(json.dumps(to_json(document), indent=2, ensure_ascii=False))
         return
@@ -105,36 +189,5 @@ def _publish(document: ResultsDocument, options: EvaluateOptions) -> None:
     console.print(f"results {where}", highlight=False, soft_wrap=True)
 
 
-class _Speed(ProgressColumn):
-    """Images per second of the current task."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f}/s" if task.speed else "")
-
-
-@contextmanager
-def _progress() -> Iterator[features.Progress]:
-    """A progress bar on stderr, one line per thing being done; a total of 0 means that it cannot be counted."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def finish() -> None:
-            for task in tasks.values():
-                if bar.tasks[task].total is None:
-                    bar.update(task, total=1, completed=1)
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                finish()
-                tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(tasks[what], completed=done)
-
-        try:
-            yield report
-        except BaseException:
-            bar.live.transient = True  # take the bars away, so that the error stands alone
-            bar.live.stop()
-            bar.disable = True  # or Progress.stop would print an empty line
-            raise
-        finish()
+def _kept_line(outcome: Outcome) -> str:
+    return f"{outcome.kept} shards were there already" if outcome.kept else ""

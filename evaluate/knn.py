@@ -1,8 +1,10 @@
-"""k-nearest neighbours on frozen embeddings, DINO's protocol, over the bundled set's subgroups: needs no text tower.
+"""k-nearest neighbours on frozen embeddings, DINO's protocol: needs neither a head nor a text tower.
 
-    python -m evaluate.knn runs/pretrain/ckpt.pt --k 10 20 100 200 --reference noto twemoji
+    python -m evaluate.knn runs/pretrain/ckpt.pt
+    python -m evaluate.knn timm:vit_base_patch14_dinov2.lvd142m --data-root data --k 10 20 100 200
 
-The default reference leaves Fluent 3D out: it shares its drawings with the flat style, and a random encoder finds them.
+The bundled set is asked for its subgroups. Its default reference leaves Fluent 3D out: it shares its drawings with the
+flat style, and a random encoder finds them.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from dataclasses import dataclass
 
 from digpt.engine import Engine
 from digpt.neighbors import TEMPERATURE
-from digpt.results import ResultsDocument
-from evaluate import emoji
 from evaluate.cli import EvaluateOptions, execute, parse
-from evaluate.features import Progress
+from evaluate.select import Asked, select_suite
+from evaluate.suite import Suite
+from evaluate.suite_emoji import Neighbours
+from evaluate.suite_imagenet import KNN_SETS
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,18 @@ class KnnOptions(EvaluateOptions):
     temperature: float = TEMPERATURE
     """Of the vote weights exp(cosine / temperature)."""
     reference: tuple[str, ...] = ("noto", "twemoji")
-    """Training styles whose training images are the neighbours."""
+    """Training styles of the bundled set whose training images are the neighbours."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(KnnOptions, argv, "evaluate.knn", "kNN over the subgroups of the bundled data, by style.")
+    options = parse(KnnOptions, argv, "evaluate.knn", "kNN on frozen embeddings, DINO's protocol.")
 
-    def evaluate(engine: Engine, progress: Progress) -> ResultsDocument:
-        protocol = emoji.EmojiProtocol(
-            methods=("knn",),
-            k=options.k,
-            temperature=options.temperature,
-            reference=options.reference,
-            limit=options.limit,
-            seed=options.seed,
-        )
-        return emoji.evaluate_document(
-            engine, protocol, data_root=options.data_root, batch_size=options.batch_size, progress=progress
-        )
+    def suite(engine: Engine) -> Suite:
+        knn = Neighbours(options.k, options.temperature, options.reference)
+        return select_suite(options, engine, Asked(sets=KNN_SETS, splits=(), knn=knn))
 
-    return execute(options, evaluate)
+    return execute(options, suite)
 
 
 if __name__ == "__main__":

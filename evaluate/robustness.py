@@ -1,33 +1,47 @@
-"""How a model fares away from its training images: the bundled set's held-out images, unseen styles, unseen concepts.
+"""How a model fares away from its training images: other sets, other styles, 15 corruptions at 5 severities.
 
     python -m evaluate.robustness bundled --output runs/robustness
+    python -m evaluate.robustness runs/finetune/ckpt.pt --data-root data --output runs/robustness
 
-prints a table and writes ``runs/robustness/results.json``; ``docs/results.md`` explains both.
+The first asks on the bundled set (its styles, unseen concepts, and corruptions made on the fly), the second on
+ImageNet, V2, ReaL, A, R, Sketch and C. ``docs/evaluation.md`` explains the numbers.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from digpt.engine import Engine
-from digpt.results import ResultsDocument
-from evaluate import emoji
-from evaluate.cli import EvaluateOptions, execute, parse
-from evaluate.features import Progress
+from evaluate.cli import ClassifyOptions, execute, parse
+from evaluate.select import Asked, Corruptions, select_suite
+from evaluate.suite_emoji import Neighbours
+from evaluate.suite_imagenet import ROBUSTNESS
+
+
+@dataclass(frozen=True)
+class RobustnessOptions(ClassifyOptions):
+    """Options of the robustness evaluation."""
+
+    sets: tuple[str, ...] = ()
+    """Of the ImageNet family (default: all that are below the data root)."""
+    corruptions: Corruptions = "auto"
+    """auto: ImageNet-C from disk, on the fly for other data; on-the-fly also for ImageNet's validation images; none."""
+    jpeg: bool = False
+    """Store on-the-fly corruptions as JPEG of quality 85 in between, as ImageNet-C's files were."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(EvaluateOptions, argv, "evaluate.robustness", "Zero-shot and kNN on the bundled data, by style.")
-
-    def evaluate(engine: Engine, progress: Progress) -> ResultsDocument:
-        protocol = emoji.EmojiProtocol(limit=options.limit, seed=options.seed)
-        return emoji.evaluate_document(
-            engine, protocol, data_root=options.data_root, batch_size=options.batch_size, progress=progress
-        )
-
-    return execute(options, evaluate)
+    options = parse(RobustnessOptions, argv, "evaluate.robustness", "Accuracy under shifts and corruptions.")
+    asked = Asked(
+        sets=options.sets or ROBUSTNESS,
+        explicit=bool(options.sets),
+        emoji_knn=Neighbours(),
+        corruptions=options.corruptions,
+        jpeg=options.jpeg,
+    )
+    return execute(options, lambda engine: select_suite(options, engine, asked))
 
 
 if __name__ == "__main__":

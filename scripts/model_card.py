@@ -11,6 +11,7 @@ from typing import Any
 
 from digpt.artifact import Checkpoint, read_checkpoint
 from digpt.results import ResultsDocument, read_results
+from digpt.results_table import PLAIN, format_value, swept
 from digpt.sources import BUNDLED
 
 INTRODUCTION = """# emoji-tiny
@@ -58,11 +59,30 @@ def chain(role: str, fingerprint: str, record: dict[str, Any], depth: int = 0) -
 
 
 def figures_table(document: ResultsDocument) -> list[str]:
-    """All results as percentages with their intervals."""
-    lines = ["| split | metric | value | 95 % interval | n |", "|---|---|--:|--:|--:|"]
+    """All results with their intervals but those of single cells of the sweep, then the sweep by severity."""
+    sweeps = swept(document.results)
+    lines = ["| set | metric | value | 95 % interval | n |", "|---|---|--:|--:|--:|"]
     for result in document.results:
-        interval = " to ".join(f"{bound:.1%}" for bound in result.ci95 or ())
-        lines.append(f"| {result.split} | {result.metric} | {result.value:.1%} | {interval} | {result.n:,} |")
+        if result.dataset not in sweeps:
+            value, _, interval = format_value(result).partition(" ")
+            unit = "" if result.metric in PLAIN else " %"
+            cells = (result.split, result.metric, value + unit, interval.strip("[]").replace(",", " to"))
+            lines.append(f"| {' | '.join(cells)} | {result.n:,} |")
+    for dataset in sweeps:
+        lines += ["", *sweep_table(dataset, document)]
+    return lines
+
+
+def sweep_table(dataset: str, document: ResultsDocument) -> list[str]:
+    """Top-1 error in percent: corruptions down, severities across, the mean with its interval."""
+    found = {(r.split, r.metric): r for r in document.results if r.dataset == dataset}
+    names = [split for split, metric in found if metric == "error" and "/" not in split]
+    lines = [f"Top-1 error in %, `{dataset}`, by severity:", "", "| corruption | 1 | 2 | 3 | 4 | 5 | mean |"]
+    lines.append("|---|" + "--:|" * 6)
+    for name in names:
+        cells = [found.get((f"{name}/{severity}", "error")) for severity in range(1, 6)]
+        values = ["" if cell is None else f"{100 * cell.value:.1f}" for cell in cells]
+        lines.append(f"| {name} | {' | '.join(values)} | {format_value(found[name, 'error'])} |")
     return lines
 
 
@@ -76,7 +96,7 @@ def card(model: Checkpoint, sizes: dict[str, int], document: ResultsDocument) ->
     split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in record.get("time_split", {}).items())
     lines += ["", f"The last command's time: {split}. Versions: {record.get('versions')}."]
     lines += ["", "## Figures", "`python -m evaluate.robustness bundled --output runs/bundled/robustness`", ""]
-    names = document.protocol["zeroshot"]["names"]
+    names = document.protocol["classification"]["names"]
     limits = LIMITS.format(names=names, chance=1 / names)
     return "\n".join([*lines, *figures_table(document), "", NOTES, limits])
 

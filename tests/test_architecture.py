@@ -33,6 +33,7 @@ OWNERS = {
     "tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
     "onnxruntime": ("digpt/runtime/onnx.py",),
     "openvino": ("digpt/runtime/openvino.py",),
+    "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),
 }
 BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
@@ -47,6 +48,10 @@ TORCH_FREE = (
     "digpt.runtime.onnx",
     "digpt.runtime.fake",
     "digpt.data.emoji",
+    "digpt.data.imagenet",
+    "digpt.corruptions",
+    "digpt.classsets",
+    "digpt.probe",
     "serve.cli",
     "app.cli",
 )

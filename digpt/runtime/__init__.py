@@ -12,25 +12,30 @@ from digpt.errors import BackendError, near_misses
 from digpt.runtime.base import Runtime
 
 
-def _load_torch(spec: str, threads: int | None) -> Runtime:
+def _load_torch(spec: str, threads: int | None, device: str) -> Runtime:
     from digpt.runtime.torch import TorchRuntime
     from digpt.sources import load_model
 
-    return TorchRuntime(load_model(spec), threads=threads)
+    return TorchRuntime(load_model(spec), threads=threads, device=device)
 
 
-def _load_onnx(spec: str, threads: int | None) -> Runtime:
+def _load_onnx(spec: str, threads: int | None, device: str) -> Runtime:
     from digpt.runtime.onnx import OnnxRuntime
+
+    if device not in ("auto", "cpu"):
+        raise BackendError(f"The onnx backend chooses its device itself; --device {device} is for the torch backend.")
 
     return OnnxRuntime(Path(spec), threads=threads)
 
 
-MODEL_BACKENDS: dict[str, Callable[[str, int | None], Runtime]] = {"torch": _load_torch}
-ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None], Runtime]] = {"onnx": _load_onnx}
+MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"torch": _load_torch}
+ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"onnx": _load_onnx}
 
 
-def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None) -> Runtime:
+def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None, device: str = "cpu") -> Runtime:
     """Load ``spec`` on ``backend`` (default: torch for a model, what the manifest names for an artifact directory).
+
+    ``device`` is the torch backend's; ``auto`` is a GPU where there is one.
 
     Raises:
         BackendError: the backend is unknown, or cannot run this kind of spec; the message names those that can.
@@ -44,16 +49,16 @@ def load_runtime(spec: str, backend: str | None = None, *, threads: int | None =
             f"{spec} is a URL; a model is a checkpoint, an artifact directory, timm:NAME or open_clip:NAME/TAG."
         )
     if Path(spec).is_dir():
-        return _load_artifact(spec, backend, threads)
+        return _load_artifact(spec, backend, threads, device)
     if backend is not None and backend not in MODEL_BACKENDS:
         raise BackendError(
             f"The {backend} backend runs exported artifacts, and {spec} is a model; export it first: "
             f"python -m export {spec} --to {backend} --output DIR, then use DIR."
         )
-    return MODEL_BACKENDS[backend or "torch"](spec, threads)
+    return MODEL_BACKENDS[backend or "torch"](spec, threads, device)
 
 
-def _load_artifact(spec: str, backend: str | None, threads: int | None) -> Runtime:
+def _load_artifact(spec: str, backend: str | None, threads: int | None, device: str) -> Runtime:
     from digpt.manifest import read_manifest
 
     manifest = read_manifest(spec)
@@ -66,4 +71,4 @@ def _load_artifact(spec: str, backend: str | None, threads: int | None) -> Runti
         )
     if backend not in ARTIFACT_BACKENDS:
         raise BackendError(f"{spec} was exported for {backend!r}, which this digpt cannot run. Upgrade digpt.")
-    return ARTIFACT_BACKENDS[backend](spec, threads)
+    return ARTIFACT_BACKENDS[backend](spec, threads, device)

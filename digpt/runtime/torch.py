@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,23 +14,29 @@ from digpt.sources import Model
 
 
 class TorchRuntime:
-    """A :class:`digpt.sources.Model` on the CPU at float32.
+    """A :class:`digpt.sources.Model` at float32.
 
     Args:
         model: as ``digpt.sources.load_model`` returns it; its module is put into evaluation mode.
         threads: torch's intra-op threads; they belong to the process, so the last runtime to set them wins.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``: a GPU where there is one, for processes that torchrun
+            started the one of their LOCAL_RANK. GPUs are untested here.
+
+    Raises:
+        BackendError: no such device, or threads below 1.
     """
 
-    def __init__(self, model: Model, *, threads: int | None = None) -> None:
+    def __init__(self, model: Model, *, threads: int | None = None, device: str = "cpu") -> None:
         if threads is not None:
             if threads < 1:
                 raise BackendError(f"threads={threads} is not a positive number.")
             torch.set_num_threads(threads)
         self.model = model
+        self.device = _device(device)
         self.golden: Golden | None = None
-        model.module.float().eval().requires_grad_(False)
+        model.module.float().eval().requires_grad_(False).to(self.device)
         if model.text is not None:
-            model.text.module.float().eval().requires_grad_(False)
+            model.text.module.float().eval().requires_grad_(False).to(self.device)
         self.info = self._info(model)
 
     def _info(self, model: Model) -> RuntimeInfo:
@@ -49,33 +56,50 @@ class TorchRuntime:
             head="linear" if model.module.has_logits else None,
             patch_tokens=True,
             threads=torch.get_num_threads(),
-            providers=("cpu",),
+            providers=(str(self.device),),
             versions={"torch": torch.__version__},
         )
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         images = check_images(images, self.info.preprocess.size)
         with torch.inference_mode():
-            return self.model.module(torch.from_numpy(images)).numpy()
+            return self.model.module(self._tensor(images)).cpu().numpy()
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if self.model.text is None:
             raise no_text(self.info)
-        tokens = torch.from_numpy(self.model.text.tokenize(list(texts)))
+        tokens = self._tensor(self.model.text.tokenize(list(texts)))
         with torch.inference_mode():
-            return self.model.text.module(tokens).numpy()
+            return self.model.text.module(tokens).cpu().numpy()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         if self.info.head != "linear":
             raise no_logits(self.info)
         images = check_images(images, self.info.preprocess.size)
         with torch.inference_mode():
-            return self.model.module.logits(torch.from_numpy(images)).numpy()
+            return self.model.module.logits(self._tensor(images)).cpu().numpy()
 
     def patch_tokens(self, images: np.ndarray) -> np.ndarray:
         images = check_images(images, self.info.preprocess.size)
         with torch.inference_mode():
-            return self.model.module.forward_patches(torch.from_numpy(images)).numpy()
+            return self.model.module.forward_patches(self._tensor(images)).cpu().numpy()
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def close(self) -> None:
         """Nothing is held outside Python's memory."""
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BackendError(f"Unknown device {name!r}; valid: auto, cpu, cuda, cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendError(f"There is no {name} here: torch sees {torch.cuda.device_count()} GPUs; use --device cpu.")
+    return device

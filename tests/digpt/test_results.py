@@ -18,15 +18,14 @@ from digpt.results import (
     ModelRef,
     Result,
     ResultsDocument,
-    format_percent,
     from_json,
     protocol_fingerprint,
     read_results,
-    render,
     to_json,
     with_fingerprint,
     write_results,
 )
+from digpt.results_table import format_value, render
 from digpt.runtime.fake import FakeRuntime
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
@@ -35,11 +34,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 @pytest.fixture
 def document() -> ResultsDocument:
     return ResultsDocument(
-        model=ModelRef.of(FakeRuntime(templates=("a {}", "{}")).info),
-        protocol=with_fingerprint({"name": "emoji", "methods": ("zeroshot", "knn"), "limit": None, "k": (10, 20)}),
+        model=ModelRef.of(FakeRuntime(templates=("a {}", "{}")).info, "zero-shot"),
+        protocol=with_fingerprint({"name": "emoji", "limit": None, "k": (10, 20)}),
         results=(
-            Result("emoji", "flat", "zeroshot_top1", 0.661, (0.64, 0.6832), 1118),
-            Result("emoji", "flat", "zeroshot_top5", 0.92, None, 1118),
+            Result("emoji", "flat", "top1", 0.661, (0.64, 0.6832), 1118),
+            Result("emoji", "flat", "top5", 0.92, None, 1118),
             Result("emoji", "flat", "knn_top1_k20", 0.5, (0.4, 0.6), 1118),
         ),
     )
@@ -57,11 +56,11 @@ def test_round_trip_and_key_order(document, tmp_path):
     values = json.loads(path.read_text())
     assert list(values) == ["schema_version", "model", "protocol", "results"]
     assert list(values["model"])[:3] == ["spec", "fingerprint", "backend"]
-    assert values["schema_version"] == 1
+    assert values["schema_version"] == 2
     assert values["results"][0] == {
         "dataset": "emoji",
         "split": "flat",
-        "metric": "zeroshot_top1",
+        "metric": "top1",
         "value": 0.661,
         "ci95": [0.64, 0.6832],
         "n": 1118,
@@ -93,15 +92,15 @@ def edited(document: ResultsDocument, *path: str | int, value: object = None, dr
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 2, "schema version 2, this program reads up to 1; update"),
+        (("schema_version",), 3, "schema version 3, this program reads up to 2; update"),
         (("schema_version",), 0, "no results document"),
         (("schema_version",), None, "no results document"),
         (("results", 1, "value"), float("nan"), "results.1.value"),
         (("results", 1, "value"), "0.5", "results.1.value"),
         (("results", 0, "n"), 0, "results.0.n"),
         (("results", 0, "ci95"), [0.1], "results.0.ci95"),
-        (("results", 0, "ci95"), [0.7, 0.6], "ends exchanged for emoji / flat / zeroshot_top1"),
-        (("results", 1, "metric"), "zeroshot_top1", "two rows for emoji / flat / zeroshot_top1"),
+        (("results", 0, "ci95"), [0.7, 0.6], "ends exchanged for emoji / flat / top1"),
+        (("results", 1, "metric"), "top1", "two rows for emoji / flat / top1"),
         (("results", 0, "extra"), 1, "results.0.extra"),
         (("model", "fingerprint"), "", "model.fingerprint"),
         (("protocol", "name"), None, "protocol without a name"),
@@ -145,25 +144,69 @@ def test_unreadable_files(tmp_path):
 
 
 def test_percentages(document):
-    assert [format_percent(result) for result in document.results] == ["66.1 [64.0, 68.3]", "92.0", "50.0 [40.0, 60.0]"]
+    assert [format_value(result) for result in document.results] == ["66.1 [64.0, 68.3]", "92.0", "50.0 [40.0, 60.0]"]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
 
 
 def test_table(document):
-    lines = printed(document).splitlines()
-    assert lines[0].startswith("fake on fake fp32, fingerprint sha256:")
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-    assert cells == [["flat", "66.1 [64.0, 68.3]", "92.0", "1118"], ["flat", "50.0 [40.0, 60.0]", "1118"]]
-    assert any("emoji, zero-shot" in line for line in lines) and any("emoji, kNN" in line for line in lines)
-    assert "no text tower" not in printed(document)
+    text = printed(document)
+    assert text.startswith("fake on fake fp32, fingerprint sha256:") and ", by zero-shot" in text.splitlines()[0]
+    assert rows(text) == [
+        ["emoji flat", "66.1 [64.0, 68.3]", "92.0", "1,118"],
+        ["emoji flat", "50.0 [40.0, 60.0]", "1,118"],
+    ]
+    assert "kNN" in text and "no classification" not in text
+
+
+def test_calibration_stands_without_intervals_and_nll_is_no_percentage(document):
+    calibrated = replace(
+        document,
+        results=(
+            Result("emoji", "flat", "ece", 0.201, (0.17, 0.24), 9),
+            Result("emoji", "flat", "nll", 0.4712, (0.4, 0.5), 9),
+        ),
+    )
+    assert rows(printed(calibrated)) == [["emoji flat", "20.1", "0.471", "9"]]
+    assert format_value(calibrated.results[1]) == "0.471 [0.400, 0.500]"
+
+
+def test_a_sweep_is_a_table_by_severity(document):
+    cells = [Result("imagenet-c", f"fog/{s}", "error", s / 10, (0.0, 1.0), 50) for s in (1, 2)]
+    means = [
+        Result("imagenet-c", "fog", "error", 0.15, (0.1, 0.2), 100),
+        Result("imagenet-c", "fog", "ce", 0.183, None, 100),
+        Result("imagenet-c", "mean", "error", 0.15, (0.1, 0.2), 100),
+        Result("imagenet-c", "mean", "mce", 0.2, (0.1, 0.3), 100),
+        Result("imagenet-c", "mean", "relative_mce", 0.33, None, 100),
+    ]
+    text = printed(replace(document, results=(*cells, *means)))
+    assert ["fog", "10.0", "20.0", "15.0 [10.0, 20.0]", "18.3"] in rows(text)
+    assert ["mean", "", "", "15.0 [10.0, 20.0]", "mCE 20.0 [10.0, 30.0]"] in rows(text)
+    assert "relative mCE 33.0" in text
 
 
 def test_table_says_what_is_missing(document):
     blind = replace(document, model=ModelRef.of(FakeRuntime(text=False).info), results=document.results[2:])
     limited = replace(blind, protocol=with_fingerprint({**blind.protocol, "limit": 100}))
-    assert "zero-shot: not measured, this model has no text tower" in printed(blind)
+    assert "no classification: this model has neither a linear head nor a text tower" in printed(blind)
     assert "at most 100 images per split" in printed(limited)
     assert "at most" not in printed(blind)
     assert blind.model.templates == ()
+
+
+def test_version_1_is_migrated(document):
+    """Its metrics carried the classifier, which stands with the model since."""
+    old = to_json(document)
+    del old["model"]["classifier"]
+    old["schema_version"] = 1
+    for row in old["results"][:2]:
+        row["metric"] = "zeroshot_" + row["metric"]
+    assert from_json(old) == document
+    without = {**old, "results": old["results"][2:]}
+    assert from_json(without).model.classifier is None
 
 
 def test_the_published_schema_is_the_one_in_force():

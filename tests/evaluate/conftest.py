@@ -130,3 +130,8 @@ def emoji_root(emoji_samples: list[tuple[dict, dict[str, bytes]]], tmp_path_fact
 @pytest.fixture
 def rigged() -> type[RiggedRuntime]:
     return RiggedRuntime
+
+
+@pytest.fixture(name="shown")
+def shown_fixture() -> Callable[[np.ndarray], tuple[int, str]]:
+    return shown

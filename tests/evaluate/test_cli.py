@@ -12,8 +12,10 @@ from digpt.engine import Engine
 from digpt.errors import BackendError
 from digpt.results import from_json, read_results
 from digpt.testing import tiny_checkpoint
-from evaluate import cli, knn, robustness
+from evaluate import cli, imagenet, knn, recompute, robustness, zeroshot
 from export import pipeline
+
+QUICK = ("--corruptions", "none")
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def rigged_engine(emoji, rigged, monkeypatch):
     """Every spec loads a rigged model: top-1 right for even concepts."""
     loads = []
 
-    def load(spec, backend=None, *, threads=None):
+    def load(spec, backend=None, *, threads=None, device="cpu"):
         print("a library talks on stdout")
         loads.append((spec, backend, threads))
         return Engine(rigged(emoji, lambda concept, _: concept % 2, text=spec != "no-text"))
@@ -31,7 +33,16 @@ def rigged_engine(emoji, rigged, monkeypatch):
 
 
 def test_json_leaves_stdout_to_the_document(rigged_engine, emoji_root, tmp_path, capsys):
-    arguments = ["some.pt", "--data-root", str(emoji_root), "--output", str(tmp_path / "a" / "b"), "--limit", "12"]
+    arguments = [
+        "some.pt",
+        "--data-root",
+        str(emoji_root),
+        "--output",
+        str(tmp_path / "a" / "b"),
+        "--limit",
+        "12",
+        *QUICK,
+    ]
     assert robustness.main([*arguments, "--backend", "torch", "--threads", "1", "--batch-size", "5", "--json"]) == 0
     out, err = capsys.readouterr()
     document = from_json(json.loads(out))
@@ -40,26 +51,101 @@ def test_json_leaves_stdout_to_the_document(rigged_engine, emoji_root, tmp_path,
     assert rigged_engine == [("some.pt", "torch", 1)]
     assert document.protocol["limit"] == 12
     assert {result.n for result in document.results if result.split == "flat"} == {12}
-    flat = next(r for r in document.results if (r.split, r.metric) == ("flat", "zeroshot_top1"))
+    flat = next(r for r in document.results if (r.split, r.metric) == ("flat", "top1"))
     assert flat.value not in (0.0, 1.0)
 
 
 def test_table_shows_percentages_with_intervals(rigged_engine, emoji_root, capsys):
-    assert robustness.main(["--data-root", str(emoji_root.parent)]) == 0  # the folder above finds it too
+    assert robustness.main(["--data-root", str(emoji_root.parent), *QUICK]) == 0  # the folder above finds it too
     out, err = capsys.readouterr()
     assert rigged_engine == [("bundled", None, None)]
-    assert "emoji, zero-shot" in out and "emoji, kNN" in out and "top1 k20" in out
-    row = next(line for line in out.splitlines() if "unseen/flat" in line)
+    assert ", by zero-shot" in out
+    row = next(line for line in out.splitlines() if "emoji unseen/flat" in line)
     assert "100.0 [100.0, 100.0]" in row and " 100 " in row  # top-5 of 100 images
     assert "not written; --output DIR keeps them" in out
     assert "talks" not in out and "talks" in err
 
 
 def test_without_a_text_tower_knn_only_and_said_so(rigged_engine, emoji_root, capsys):
-    assert robustness.main(["no-text", "--data-root", str(emoji_root)]) == 0
+    assert robustness.main(["no-text", "--data-root", str(emoji_root), *QUICK]) == 0
     out, _ = capsys.readouterr()
-    assert "zero-shot: not measured, this model has no text tower" in out
-    assert "emoji, kNN" in out and "emoji, zero-shot" not in out
+    assert "no classification: this model has neither a linear head nor a text tower" in out
+    assert "kNN" in out and "emoji seen" not in out
+    assert imagenet.main(["no-text", "--data-root", str(emoji_root)]) == 2
+    assert "measure its features with evaluate.knn or evaluate.linear_probe" in capsys.readouterr().err
+    assert zeroshot.main(["no-text", "--data-root", str(emoji_root)]) == 2
+    assert "has no text tower" in capsys.readouterr().err
+
+
+def test_the_zero_shot_command_asks_with_the_templates_named(rigged_engine, emoji_root, capsys):
+    assert zeroshot.main(["--data-root", str(emoji_root), "--templates", "plain", "--json"]) == 0
+    document = from_json(json.loads(capsys.readouterr().out))
+    assert document.model.templates == ("{}",) and document.model.classifier == "zero-shot"
+    assert {r.split for r in document.results} > {"seen", "unseen", "unseen/flat"}
+    assert zeroshot.main(["--data-root", str(emoji_root), "--templates", "openia"]) == 2
+    assert "'openai'" in capsys.readouterr().err
+
+
+def test_a_run_is_continued_and_another_one_refused(rigged_engine, emoji_root, tmp_path, capsys):
+    arguments = ["--data-root", str(emoji_root), "--output", str(tmp_path), *QUICK]
+    assert robustness.main([*arguments, "--limit", "12"]) == 0
+    first = (tmp_path / "results.json").read_bytes()
+    shards = sorted((tmp_path / "store" / "cells").rglob("*.npz"))
+    shards[1].unlink()
+    (tmp_path / "results.json").unlink()
+    assert robustness.main([*arguments, "--limit", "12"]) == 0
+    assert f"{len(shards) - 1} shards were there already" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == first
+    assert robustness.main([*arguments, "--limit", "13"]) == 2
+    assert "protocol.limit: 12 against 13" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == first
+    assert robustness.main([*arguments, "--limit", "13", "--overwrite"]) == 0
+    assert (tmp_path / "results.json").read_bytes() != first
+
+
+def test_recompute_needs_neither_model_nor_data(rigged_engine, emoji_root, tmp_path, capsys):
+    assert robustness.main(["--data-root", str(emoji_root), "--output", str(tmp_path), *QUICK]) == 0
+    written = (tmp_path / "results.json").read_bytes()
+    (tmp_path / "results.json").unlink()
+    rigged_engine.clear()
+    assert recompute.main([str(tmp_path)]) == 0
+    assert rigged_engine == [] and (tmp_path / "results.json").read_bytes() == written
+    assert recompute.main([str(tmp_path / "nowhere")]) == 2
+    assert "no store" in capsys.readouterr().err
+
+
+def test_parts_meet_in_the_store(rigged_engine, emoji_root, tmp_path, capsys):
+    whole = ["--data-root", str(emoji_root), *QUICK, "--limit", "20"]
+    assert robustness.main([*whole, "--output", str(tmp_path / "whole")]) == 0
+    arguments = [*whole, "--output", str(tmp_path / "parts")]
+    assert robustness.main([*arguments, "--part", "2/2"]) == 0
+    assert "part 2/2 is done" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "results.json").exists()
+    assert robustness.main([*arguments, "--part", "1/2"]) == 0  # the last part finds everything there
+    names = ("results.json", "per_class.csv")
+    assert [(tmp_path / "parts" / n).read_bytes() for n in names] == [
+        (tmp_path / "whole" / n).read_bytes() for n in names
+    ]
+    assert robustness.main([*whole, "--part", "1/2"]) == 2
+    assert "give --output" in capsys.readouterr().err
+    assert robustness.main([*arguments, "--part", "3/2"]) == 2
+    assert "I from 1 to N" in capsys.readouterr().err
+
+
+def test_processes_of_a_launcher_share_the_work_and_the_first_waits(rigged_engine, emoji_root, tmp_path, monkeypatch):
+    arguments = ["--data-root", str(emoji_root), *QUICK, "--limit", "20", "--output", str(tmp_path)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def other_process(seconds):
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setattr("time.sleep", slept.append)
+        assert robustness.main(arguments) == 0
+
+    slept: list[float] = []
+    monkeypatch.setattr("evaluate.run.time.sleep", other_process)
+    monkeypatch.setenv("RANK", "0")
+    assert robustness.main(arguments) == 0
+    assert (tmp_path / "results.json").exists() and slept == []
 
 
 def test_knn_command(rigged_engine, emoji_root, capsys):
@@ -91,7 +177,7 @@ def test_mistakes_end_with_one_line_and_exit_code_2(rigged_engine, tmp_path, cap
 
 
 def test_errors_of_the_engine_end_alike(emoji_root, monkeypatch, capsys):
-    def load(spec, backend=None, *, threads=None):
+    def load(spec, backend=None, *, threads=None, device="cpu"):
         raise BackendError("first line\n  second line")
 
     monkeypatch.setattr(cli.Engine, "load", load)
@@ -108,10 +194,17 @@ def test_an_unknown_flag_exits_with_2(capsys):
 
 def test_the_flags_are_frozen():
     """Scripts depend on them: adding one is fine, renaming or removing one breaks users."""
-    flags = [field.name for field in dataclasses.fields(cli.EvaluateOptions)]
-    assert flags == ["spec", "output", "data_root", "limit", "backend", "threads", "batch_size", "seed", "json"]
-    extra = [field.name for field in dataclasses.fields(knn.KnnOptions)][len(flags) :]
-    assert extra == ["k", "temperature", "reference"]
+    common = "spec output data_root data limit preview backend device threads batch_size seed part overwrite json"
+    classify = "templates resize crop_pct interpolation"
+    assert flags(cli.EvaluateOptions) == common.split()
+    assert flags(knn.KnnOptions) == [*common.split(), "k", "temperature", "reference"]
+    assert flags(imagenet.ImagenetOptions) == [*common.split(), *classify.split(), "sets", "split"]
+    assert flags(zeroshot.ZeroshotOptions) == [*common.split(), *classify.split(), "sets"]
+    assert flags(robustness.RobustnessOptions) == [*common.split(), *classify.split(), "sets", "corruptions", "jpeg"]
+
+
+def flags(options):
+    return [field.name for field in dataclasses.fields(options)]
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +218,13 @@ def checkpoint(tmp_path_factory):
 def test_a_real_checkpoint_twice_gives_the_same_bytes(checkpoint, emoji_root, tmp_path):
     for run in ("a", "b"):
         arguments = ["--data-root", str(emoji_root), "--limit", "30", "--output", str(tmp_path / run), "--threads", "1"]
+        arguments += QUICK
         assert robustness.main([str(checkpoint), *arguments]) == 0
     assert (tmp_path / "a/results.json").read_bytes() == (tmp_path / "b/results.json").read_bytes()
     document = read_results(tmp_path / "a")
     assert document.model.backend == "torch" and document.model.has_text
     assert document.model.preprocess["size"] == 32
-    assert len(document.results) == 2 * 10 + 2 * 3
+    assert len(document.results) == 5 * 10 + 2 * 3
 
 
 def test_torch_and_onnx_give_the_same_document(checkpoint, emoji_root, tmp_path):
@@ -139,9 +233,15 @@ def test_torch_and_onnx_give_the_same_document(checkpoint, emoji_root, tmp_path)
     documents = []
     for spec, backend in ((checkpoint, "torch"), (tmp_path / "onnx", "onnx")):
         arguments = ["--data-root", str(emoji_root), "--limit", "30", "--output", str(tmp_path / backend)]
-        assert robustness.main([str(spec), *arguments, "--threads", "1"]) == 0
+        assert robustness.main([str(spec), *arguments, *QUICK, "--threads", "1"]) == 0
         documents.append(read_results(tmp_path / backend))
     ours, exported_ours = documents
     assert (ours.model.backend, exported_ours.model.backend) == ("torch", "onnx")
     asked = dataclasses.replace(exported_ours.model, spec=str(checkpoint), backend="torch")
-    assert dataclasses.replace(exported_ours, model=asked) == ours
+    assert asked == ours.model
+    for one, other in zip(ours.results, exported_ours.results, strict=True):
+        assert (one.dataset, one.split, one.metric, one.n) == (other.dataset, other.split, other.metric, other.n)
+        if one.metric in ("ece", "nll", "brier"):
+            assert other.value == pytest.approx(one.value, rel=1e-4)
+        else:
+            assert other == one

@@ -1,0 +1,97 @@
+"""Runs a suite on a model: what is missing in the store is computed, then every number is taken from the store.
+
+document = run_suite(Engine.load("bundled"), emoji_suite(EmojiSet.load()))
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from digpt.classsets import ClassMatrixCache
+from digpt.engine import Engine
+from digpt.results import RESULTS_NAME, ResultsDocument, write_results
+from evaluate.classify import classifier_of, without_classes
+from evaluate.compute import BatchSize, Clock, fill
+from evaluate.measure import document_of, write_per_class
+from evaluate.progress import Progress, no_progress
+from evaluate.store import STORE_NAME, Store
+from evaluate.suite import Suite
+
+PER_CLASS_NAME = "per_class.csv"
+POLL = 1.0  # seconds between looks at what other processes have written
+
+
+@dataclass(frozen=True)
+class Part:
+    """This process's share: every ``count``-th shard from ``index`` on; one ``waits`` for the others and counts."""
+
+    index: int = 0
+    count: int = 1
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``document`` is None while ``missing`` shards are others' to compute; ``kept`` shards were there already."""
+
+    document: ResultsDocument | None
+    clock: Clock
+    kept: int
+    missing: int = 0
+
+
+def run_suite(
+    engine: Engine,
+    suite: Suite,
+    *,
+    output: Path | None = None,
+    overwrite: bool = False,
+    batch_size: int | None = None,
+    part: Part | None = None,
+    cache: ClassMatrixCache | None = None,
+    prefer_text: bool = False,
+    progress: Progress = no_progress,
+) -> Outcome:
+    """Evaluate ``engine``; with ``output``, into a store that a later call continues, beside the results.
+
+    Raises:
+        CapabilityError: the model cannot answer any of it.
+        ConfigError: ``output`` holds another evaluation.
+        DataError: an image that cannot be read, or a damaged store.
+    """
+    part = part or Part()
+    progress("classes", 0, 0)
+    classifier = classifier_of(engine, suite, cache, prefer_text=prefer_text)
+    if not classifier.kind:
+        suite = without_classes(suite)
+    root = None if output is None else output / STORE_NAME
+    store = Store.create(root, suite, classifier.model(), overwrite=overwrite)
+    if classifier.matrix is not None:
+        store.put_matrix(classifier.matrix)
+    kept = sum(len(store.shards(cell)) for cell in store.cells) - len(store.missing())
+    clock = fill(
+        store,
+        suite,
+        classifier,
+        batch=BatchSize(batch_size),
+        part=(part.index, part.count),
+        progress=progress,
+    )
+    while part.waits and store.missing():
+        progress("other processes", 0, 0)
+        time.sleep(POLL)
+    missing = len(store.missing())
+    if missing:
+        return Outcome(None, clock, kept, missing)
+    return Outcome(publish(store, output, progress), clock, kept)
+
+
+def publish(store: Store, output: Path | None, progress: Progress = no_progress) -> ResultsDocument:
+    """Compute every number of a finished store; with ``output``, write the results and the accuracies per class."""
+    document = document_of(store, progress=progress)
+    if output is not None:
+        write_results(document, output / RESULTS_NAME)
+        write_per_class(store, output / PER_CLASS_NAME)
+    return document

@@ -1,0 +1,177 @@
+"""What an evaluation consists of: cells of images that a model is run on, and views that ask something of a cell.
+
+One cell may serve several views: ImageNet's validation images answer IN-1K, ReaL, and the 200 classes of A and of R.
+Shapes: N images of a cell, n images of a view, C classes of the suite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digpt.errors import ConfigError
+
+PREVIEW_SHARE = 0.1
+
+
+class Images(Protocol):
+    """Where a cell's images come from; `digpt.data.images.ImageSource` is one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[bytes | NDArray[np.uint8], int]:
+        """File bytes (or pixels, uint8 ``[H,W,3]``) and label."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Images that a model is run on, once.
+
+    ``id`` is ``dataset/split`` (``imagenet-c/fog/3``). ``rows`` are the images of ``source`` that belong to it and
+    ``keys`` their names ``[N]``: one picture has one key, whatever was done to it. ``corruption`` is made on the fly;
+    ``cropped`` images have the resolution that was corrupted already, so that they are cropped and never shrunk first.
+    ``logits`` and ``embeddings`` say what is kept of the model's answer.
+    """
+
+    id: str
+    source: Images
+    rows: NDArray[np.int64]
+    keys: tuple[str, ...]
+    fingerprint: str
+    corruption: tuple[str, int] | None = None
+    jpeg: bool = False
+    cropped: bool = False
+    seed: int = 0
+    logits: bool = True
+    embeddings: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class View:
+    """A question of classification: is the label of each image found among the classes?
+
+    ``rows`` ``[n]`` are rows of the cell, ``labels`` ``[n]`` count the suite's classes. With ``classes`` ``[K]`` the
+    scores are restricted to these before any maximum is taken. With ``answers`` several labels of an image are right
+    (``labels`` then holds the first). Images of one of ``groups`` ``[n]`` are right or wrong together, so intervals
+    resample groups. ``corruption`` marks a cell of a sweep, whose errors are also averaged over severities.
+    """
+
+    dataset: str
+    split: str
+    cell: str
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
+    answers: tuple[tuple[int, ...], ...] | None = None
+    corruption: tuple[str, int] | None = None
+    clean: str = ""  # the cell of the same images without corruption, for the relative error
+
+    @property
+    def id(self) -> str:
+        return f"{self.dataset}/{self.split}"
+
+
+@dataclass(frozen=True)
+class KnnView:
+    """A question to the neighbours: which label have the nearest images of ``reference``? By embeddings."""
+
+    dataset: str
+    split: str
+    cell: str
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    reference: str  # a cell
+    reference_rows: NDArray[np.int64]
+    reference_labels: NDArray[np.int64]
+    ks: tuple[int, ...]
+    temperature: float
+    n_classes: int
+    groups: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Everything that is asked of one model.
+
+    ``class_names`` are what a text tower is asked with, ``class_ids`` what a linear head may call its outputs instead
+    (WordNet ids). ``protocol`` is the block of the results document, without fingerprint.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    views: tuple[View | KnnView, ...]
+    protocol: Mapping[str, Any]
+    class_ids: tuple[str, ...] = ()
+    templates: tuple[str, ...] | None = None  # None: the model's own
+    notes: tuple[str, ...] = ()  # what was left out, and why, in words
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Which images are asked: all, ``limit`` of each split, or a tenth of each class (``preview``).
+
+    An image is chosen by a hash of the seed and its key, so that a smaller subset is part of a larger one, the order
+    of the files changes nothing, and all corruptions of a set take the same images.
+    """
+
+    limit: int | None = None
+    preview: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit} must be at least 1 image per split.")
+        if self.preview and self.limit is not None:
+            raise ConfigError(
+                "--limit and --preview exclude each other: one is a number of images, one a tenth of them."
+            )
+
+    def choose(self, keys: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the images that are asked, rising; at least one of every class where a tenth is taken."""
+        if self.limit is None and not self.preview:
+            return np.arange(len(keys), dtype=np.int64)
+        order = np.argsort([_draw(self.seed, key) for key in keys], kind="stable")
+        if self.limit is not None:
+            return np.sort(order[: self.limit]).astype(np.int64)
+        chosen: list[NDArray[np.int64]] = []
+        ranked = labels[order]
+        for label in np.unique(labels):
+            members = order[ranked == label]
+            chosen.append(members[: max(1, round(PREVIEW_SHARE * len(members)))])
+        return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for the protocol."""
+        return {"limit": self.limit, "preview": PREVIEW_SHARE if self.preview else None, "seed": self.seed}
+
+
+def _draw(seed: int, key: str) -> int:
+    """A 63-bit number that depends on its arguments alone."""
+    return int.from_bytes(hashlib.sha256(f"subset:{seed}:{key}".encode()).digest()[:8], "big") >> 1
+
+
+def fingerprint_of(source_fingerprint: str, keys: Sequence[str]) -> str:
+    """sha256 of a listing and of the keys chosen from it."""
+    digest = hashlib.sha256(source_fingerprint.encode())
+    digest.update("\n".join(keys).encode())
+    return "sha256:" + digest.hexdigest()
+
+
+@dataclass
+class SetBlock:
+    """Collects what the protocol says of each set; ``lines`` is its JSON."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, dataset: str, split: str, n: int, fingerprint: str, **more: Any) -> None:
+        self.lines.append({"dataset": dataset, "split": split, "images": n, "fingerprint": fingerprint, **more})

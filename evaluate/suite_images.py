@@ -1,0 +1,120 @@
+"""Your own labelled pictures as a suite: classification of a split, its corruptions, and neighbours in training images.
+
+    suite = images_suite("folder:my-pictures", labels=engine.info.labels)
+
+Specs are those of training (``docs/data.md``): folder:, tar:, wds:, hfds:.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digpt.artifact import canonical_json
+from digpt.data.images import ImageSource, open_images
+from digpt.errors import ConfigError, DataError
+from evaluate.suite import Cell, KnnView, SetBlock, Subset, Suite, View, fingerprint_of
+from evaluate.suite_emoji import TOP, Neighbours
+from evaluate.sweep import INTERVAL, Sweep, sweep_cells
+
+
+def images_suite(
+    spec: str,
+    *,
+    labels: Sequence[str] | None = None,
+    split: str = "val",
+    knn: Neighbours | None = None,
+    sweep: Sweep | None = None,
+    subset: Subset | None = None,
+    templates: tuple[str, ...] | None = None,
+) -> Suite:
+    """Ask for the classes of a split. ``labels`` are those of a linear head; without, the data's own folders name them.
+
+    Raises:
+        DataError: data that cannot be opened, or classes that nothing names.
+        ConfigError: k exceeds the training images.
+    """
+    subset = subset or Subset()
+    name = PurePath(spec.partition(":")[2] or spec).name or spec
+    source = open_images(spec, split, whole=True, classes=labels)
+    if source.classes is None:
+        raise DataError(f"{spec} does not name its classes: put the images into a folder per class (docs/data.md).")
+    block, views = SetBlock(), []
+    clean, targets = _cell(name, split, source, subset, block, knn is not None)
+    cells = {clean.id: clean}
+    rows = np.arange(len(clean), dtype=np.int64)
+    view = View(name, split, clean.id, rows, targets)
+    if knn is None:
+        views.append(view)
+    if sweep is not None:
+        for cell, corrupted in sweep_cells(clean, view, sweep, seed=subset.seed):
+            cells[cell.id] = cell
+            views.append(corrupted)
+    neighbours: list[KnnView] = []
+    if knn is not None:
+        train, found = _cell(name, "train", open_images(spec, "train", classes=source.classes), Subset(), block, True)
+        if max(knn.k) > len(train):
+            raise ConfigError(f"k={max(knn.k)} exceeds the {len(train)} training images; give a smaller --k.")
+        cells[train.id] = train
+        everything = np.arange(len(train), dtype=np.int64)
+        options: dict[str, Any] = {"ks": knn.k, "temperature": knn.temperature, "n_classes": len(source.classes)}
+        neighbours.append(KnnView(name, split, clean.id, rows, targets, train.id, everything, found, **options))
+    return Suite(
+        name=name,
+        class_names=tuple(word.replace("_", " ") for word in source.classes),
+        class_ids=tuple(source.classes),
+        cells=tuple(cells.values()),
+        views=(*views, *neighbours),
+        protocol=_protocol(name, split, source.classes, block, sweep, knn, subset),
+        templates=templates,
+    )
+
+
+def _cell(
+    name: str, split: str, source: ImageSource, subset: Subset, block: SetBlock, neighbours: bool
+) -> tuple[Cell, NDArray[np.int64]]:
+    labels = source.labels
+    if labels is None:  # only reading tells
+        labels = np.array([source.read(index)[1] for index in range(len(source))], dtype=np.int64)
+    keys = [source.sample_name(index) for index in range(len(source))]
+    rows = subset.choose(keys, labels)
+    kept = tuple(keys[row] for row in rows)
+    fingerprint = fingerprint_of(source.fingerprint, kept)
+    block.add(name, split, len(kept), fingerprint)
+    cell = Cell(f"{name}/{split}", source, rows, kept, fingerprint, logits=not neighbours, embeddings=neighbours)
+    return cell, labels[rows]
+
+
+def _protocol(
+    name: str,
+    split: str,
+    classes: Sequence[str],
+    block: SetBlock,
+    sweep: Sweep | None,
+    knn: Neighbours | None,
+    subset: Subset,
+) -> dict[str, Any]:
+    protocol: dict[str, Any] = {
+        "name": "images",
+        "version": 1,
+        "sets": block.lines,
+        **subset.describe(),
+        "preprocess": "the model's own",
+        "interval": {**INTERVAL, "groups": "images"},
+        "classification": {
+            "classes": len(classes),
+            "classes_sha256": hashlib.sha256(canonical_json(list(classes))).hexdigest(),
+            "top": list(TOP),
+            "ece_bins": 15,
+        },
+    }
+    if sweep is not None:
+        protocol["corruptions"] = {"of": f"{name}/{split}", **sweep.describe()}
+    if knn is not None:
+        protocol["knn"] = {"reference": f"{name}/train", "k": list(knn.k), "temperature": knn.temperature}
+    return protocol

@@ -1,0 +1,102 @@
+"""One's own pictures: by a linear head or by the folders' names, with corruptions, neighbours, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from digpt.engine import Engine
+from digpt.errors import ConfigError, DataError
+from digpt.results import Result
+from digpt.runtime.fake import FakeRuntime
+from evaluate import imagenet, robustness
+from evaluate.run import run_suite
+from evaluate.suite_emoji import Neighbours
+from evaluate.suite_images import images_suite
+from evaluate.sweep import Sweep
+
+CLASSES = {"blue": (0, 0, 200), "dark_red": (90, 0, 0), "green": (0, 200, 0)}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for split, count in (("train", 4), ("val", 3)):
+        for name, color in CLASSES.items():
+            folder = tmp_path / "my-pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40, 30), color).save(folder / f"{number}.png")
+    return tmp_path / "my-pictures"
+
+
+class Channels(FakeRuntime):
+    """Embeds by mean colour; its texts are the classes' own colours. Dark pictures look like nothing to it."""
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        return np.maximum(images.mean(axis=(1, 2)) - 100, 0.01).astype(np.float32)
+
+    def embed_texts(self, texts: Any) -> np.ndarray:
+        colors = {name.replace("_", " "): color for name, color in CLASSES.items()}
+        return np.array([[max(c - 100, 1) for c in colors[text]] for text in texts], np.float32)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        order = [2, 0, 1]  # of the labels below: blue, dark_red, green
+        return self.embed(images)[:, order]
+
+
+def rows_of(runtime: FakeRuntime, spec: str, **asked: Any) -> dict[tuple[str, str, str], Result]:
+    labels = runtime.info.labels if runtime.info.head == "linear" else None
+    document = run_suite(Engine(runtime), images_suite(spec, labels=labels, **asked)).document
+    assert document is not None
+    return {(r.dataset, r.split, r.metric): r for r in document.results}
+
+
+def test_a_linear_head_by_its_labels(pictures):
+    runtime = Channels(text=False, linear_head=True, labels=tuple(CLASSES), dim=3)
+    rows = rows_of(runtime, f"folder:{pictures}")
+    # Dark red is a tie of all three, and the first class is taken.
+    assert rows["my-pictures", "val", "top1"].value == pytest.approx(2 / 3)
+    assert rows["my-pictures", "val", "top1"].n == 9
+
+
+def test_zero_shot_by_the_names_of_the_folders(pictures):
+    rows = rows_of(Channels(dim=3), f"folder:{pictures}")
+    assert rows["my-pictures", "val", "top1"].value == 1.0
+
+
+def test_corruptions_and_their_label(pictures):
+    sweep = Sweep(64, corruptions=("brightness", "contrast"), severities=(1, 5))
+    rows = rows_of(Channels(dim=3), f"folder:{pictures}", sweep=sweep)
+    assert ("my-pictures-c-on-the-fly", "mean", "error") in rows
+    assert not any(metric == "mce" for _, _, metric in rows)
+
+
+def test_neighbours_among_the_training_images(pictures):
+    rows = rows_of(Channels(dim=3, text=False), f"folder:{pictures}", knn=Neighbours(k=(1, 4)))
+    assert {key[2]: r.value for key, r in rows.items()} == {"knn_top1_k1": 1.0, "knn_top1_k4": 1.0}
+    with pytest.raises(ConfigError, match="k=20 exceeds the 12 training images"):
+        images_suite(f"folder:{pictures}", knn=Neighbours())
+
+
+def test_a_head_for_other_classes_and_pictures_without_folders(pictures, tmp_path):
+    with pytest.raises(DataError, match="'blue'"):
+        images_suite(f"folder:{pictures}", labels=("cat", "dog"))
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(DataError, match="a folder per class"):
+        images_suite(f"folder:{tmp_path / 'flat'}")
+
+
+def test_the_commands(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluate.cli.Engine.load", lambda *args, **kwargs: Engine(Channels(dim=3)))
+    data = ["x", "--data", f"folder:{pictures}"]
+    assert imagenet.main(data) == 0
+    assert "my-pictures val" in capsys.readouterr().out
+    assert robustness.main(data) == 0
+    assert "my-pictures-c-on-the-fly: top-1 error" in capsys.readouterr().out
+    assert robustness.main([*data, "--data-root", str(tmp_path)]) == 2
+    assert "exclude each other" in capsys.readouterr().err
