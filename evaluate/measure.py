@@ -145,8 +145,9 @@ def _means(view: View, columns: dict[str, NDArray[np.float64]], resamples: Resam
         yield Result(view.dataset, view.split, metric, float(values.mean()), resamples.interval(drawn), len(values))
 
 
-def _neighbours(store: Store, view: KnnView, bootstraps: Bootstraps) -> Iterator[Result]:
-    predictions = knn_classify_many(
+def neighbours_of(store: Store, view: KnnView) -> dict[int, NDArray[np.int64]]:
+    """The neighbours' answers to a view, ``[n]`` labels for every k."""
+    return knn_classify_many(
         store.array(view.reference, "embeddings")[view.reference_rows],
         view.reference_labels,
         store.array(view.cell, "embeddings")[view.rows],
@@ -154,6 +155,10 @@ def _neighbours(store: Store, view: KnnView, bootstraps: Bootstraps) -> Iterator
         temperature=view.temperature,
         n_classes=view.n_classes,
     )
+
+
+def _neighbours(store: Store, view: KnnView, bootstraps: Bootstraps) -> Iterator[Result]:
+    predictions = neighbours_of(store, view)
     resamples = bootstraps.of(len(view.rows), view.groups)
     for k in view.ks:
         correct = (predictions[k] == view.labels).astype(float)

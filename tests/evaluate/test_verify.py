@@ -10,7 +10,7 @@ from digpt.data.imagenet import wnids
 from digpt.engine import Engine
 from digpt.results import Result
 from digpt.runtime.fake import FakeRuntime
-from digpt.testing_trees import class_of_color, write_val
+from digpt.testing_trees import class_of_color, val_images, write_real, write_val
 from evaluate import verify
 from evaluate.references import REFERENCES, SETS, tolerance_of
 
@@ -29,10 +29,10 @@ def test_a_figure_passes_within_its_tolerance_and_not_beyond():
     assert verify.check_rows([row(0.7, "other")], expected, tolerances) == []
 
 
-def test_a_subset_passes_where_its_interval_holds_the_figure():
+def test_a_subset_passes_within_twice_the_reach_of_its_interval():
     expected = {("imagenet", "val"): 72.19}
-    [inside] = verify.check_rows([row(0.70, interval=(0.65, 0.75))], expected, {})
-    [outside] = verify.check_rows([row(0.60, interval=(0.55, 0.65))], expected, {})
+    [inside] = verify.check_rows([row(0.63, interval=(0.58, 0.68))], expected, {})
+    [outside] = verify.check_rows([row(0.62, interval=(0.57, 0.67))], expected, {})
     assert (inside.passed, outside.passed, inside.tolerance) == (True, False, None)
 
 
@@ -65,8 +65,9 @@ def engine(monkeypatch):
 
 @pytest.mark.parametrize(("wrong", "code"), [(24, 0), (40, 1)])
 def test_the_command_compares_and_says_so_by_its_exit_code(tmp_path, engine, capsys, wrong, code):
-    """72.19 is published, and 80.03 on ReaL; a hundred images around 76 have an interval that holds both."""
+    """72.19 is published, and 80.03 on ReaL; a hundred images around 76 can hold both."""
     write_val(tmp_path, (3,), 100, shows=lambda label, number: 7 if number < wrong else label)
+    write_real(tmp_path, {number: [label] for number, label in val_images((3,), 100)})
     arguments = [TINY, "--data-root", str(tmp_path), "--limit", "100"]
     assert verify.main(arguments) == code
     out, _ = capsys.readouterr()
