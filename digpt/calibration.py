@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,6 +54,28 @@ def top1_confidence(logits: NDArray[np.floating]) -> tuple[NDArray[np.int64], ND
     return logits.argmax(axis=1).astype(np.int64), confidence
 
 
+class Terms(NamedTuple):
+    """What each image contributes, all float64 ``[N]``: `confidence` of the best class, `nll` and `brier`."""
+
+    confidence: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    brier: NDArray[np.float64]
+
+
+def terms(logits: NDArray[np.floating], labels: ArrayLike) -> Terms:
+    """Return all terms of each image from one softmax; arguments and errors as `nll`, definitions as there."""
+    logits, targets = _checked(logits, labels)
+    found = Terms(*(np.empty(len(targets)) for _ in Terms._fields))
+    for rows in _row_blocks(logits):
+        log_p = log_softmax(logits[rows])
+        found.nll[rows] = -np.take_along_axis(log_p, targets[rows, None], axis=1)[:, 0]
+        error = np.exp(log_p, out=log_p)
+        found.confidence[rows] = error.max(axis=1)
+        error[np.arange(len(error)), targets[rows]] -= 1
+        found.brier[rows] = np.square(error, out=error).sum(axis=1)
+    return found
+
+
 def nll(logits: NDArray[np.floating], labels: ArrayLike) -> NDArray[np.float64]:
     """Return the negative log-likelihood of each label in nats, float64 ``[N]``, 0 or more (the cross entropy).
 
@@ -63,12 +86,7 @@ def nll(logits: NDArray[np.floating], labels: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: as `log_softmax`, or labels that do not fit.
     """
-    logits, targets = _checked(logits, labels)
-    values = np.empty(len(targets))
-    for rows in _row_blocks(logits):
-        log_p = log_softmax(logits[rows])
-        values[rows] = -np.take_along_axis(log_p, targets[rows, None], axis=1)[:, 0]
-    return values
+    return terms(logits, labels).nll
 
 
 def brier(logits: NDArray[np.floating], labels: ArrayLike) -> NDArray[np.float64]:
@@ -77,13 +95,7 @@ def brier(logits: NDArray[np.floating], labels: ArrayLike) -> NDArray[np.float64
     This is Brier's own definition for several classes ("Verification of forecasts expressed in terms of
     probability", 1950); others halve it or divide it by C. Arguments and errors as `nll`.
     """
-    logits, targets = _checked(logits, labels)
-    values = np.empty(len(targets))
-    for rows in _row_blocks(logits):
-        error = softmax(logits[rows])
-        error[np.arange(len(error)), targets[rows]] -= 1
-        values[rows] = np.square(error).sum(axis=1)
-    return values
+    return terms(logits, labels).brier
 
 
 @dataclass(frozen=True)

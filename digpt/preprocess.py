@@ -106,6 +106,8 @@ class Preprocess:
         Raises:
             InputError: and its subclasses, see ``open_image``.
         """
+        if isinstance(image, np.ndarray) and self._is_crop(image):
+            return image.copy()
         opened = self._open(image, limits or DecodeLimits())
         if self.exif:
             opened = orient(opened)
@@ -123,6 +125,11 @@ class Preprocess:
         if isinstance(image, np.ndarray):
             return from_array(image)
         return open_image(image, limits, self.size if self.draft else None)
+
+    def _is_crop(self, image: NDArray[np.uint8]) -> bool:
+        """Whether pixels are what this preprocessing makes of them, so that nothing is left to do."""
+        side = (self.size, self.size)
+        return image.dtype == np.uint8 and image.shape == (*side, 3) and self._resized(*side) == side
 
     def _resize_crop(self, image: Image.Image) -> Image.Image:
         width, height = self._resized(*image.size)

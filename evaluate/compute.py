@@ -29,6 +29,7 @@ from evaluate.suite import Cell, Suite
 CORRUPTED_SIDE = 224  # pixels at which larger models' images are corrupted, as ImageNet-C's were
 TINY_SIDE = 96  # up to here a model's own resolution is corrupted, with Tiny-ImageNet-C's constants
 AHEAD = 2  # batches being loaded
+CHUNK = 8  # images that a thread loads at a time
 FIRST_BATCH, LARGEST_BATCH = 16, 1024
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -116,7 +117,7 @@ def fill(
         kept: list[dict[str, NDArray[np.float32]]] = []
         for loaded in loader.batches([(cells[cell], shard, store.rows_of(cell, shard)) for cell, shard in todo]):
             started = time.perf_counter()
-            crops = np.stack([image.result() for image in loaded.images])
+            crops = np.stack([image for chunk in loaded.images for image in chunk.result()])
             waited = time.perf_counter()
             kept.append(answer(classifier, crops, loaded.cell, batch))
             answered = time.perf_counter()
@@ -177,7 +178,7 @@ class Loaded:
 
     cell: Cell
     shard: int
-    images: list[Future[Pixels]]
+    images: list[Future[list[Pixels]]]
     last: bool
 
 
@@ -204,7 +205,9 @@ class Loader:
             start = rows.start
             while start < rows.stop:
                 stop = min(start + self.batch.size, rows.stop)
-                images = [self.pool.submit(load, row) for row in range(start, stop)]
+                # A few images at a time: a task each would cost small models more than decoding does.
+                chunks = [range(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
+                images = [self.pool.submit(_each, load, chunk) for chunk in chunks]
                 yield Loaded(cell, shard, images, stop == rows.stop)
                 start = stop
 
@@ -229,6 +232,10 @@ class Loader:
             return resized(_corrupted(image, cell, row), preprocess.size)
 
         return load
+
+
+def _each(load: Callable[[int], Pixels], rows: range) -> list[Pixels]:
+    return [load(row) for row in rows]
 
 
 def corrupted_side(size: int) -> int:

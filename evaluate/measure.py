@@ -103,16 +103,22 @@ def results_of(store: Store, progress: Progress = no_progress) -> Iterator[Resul
 def answers_of(store: Store, view: View) -> Answered:
     """Score a view's images: ranks, confidence of the first choice, and the calibration terms."""
     scores = store.scores(view)
-    log_p = calibration.log_softmax(scores)
-    confidence = np.exp(log_p.max(axis=1))
     if view.answers is not None:
-        hits = multilabel_correct(scores, view.answers)
-        return Answered((~hits).astype(np.int64), confidence, None, None)
-    labels = view.labels
-    if view.classes is not None:
-        labels = np.searchsorted(view.classes, labels)
-    nll, brier = calibration.nll(scores, labels), calibration.brier(scores, labels)
-    return Answered(target_ranks(scores, labels), confidence, nll, brier)
+        return Answered(_ranks(scores, view), calibration.top1_confidence(scores)[1], None, None)
+    terms = calibration.terms(scores, _labels(view))
+    return Answered(_ranks(scores, view), terms.confidence, terms.nll, terms.brier)
+
+
+def _ranks(scores: NDArray[np.float32], view: View) -> NDArray[np.int64]:
+    """How many classes stand before the right one ``[n]``; with several right ones whether none is first."""
+    if view.answers is not None:
+        return (~multilabel_correct(scores, view.answers)).astype(np.int64)
+    return target_ranks(scores, _labels(view))
+
+
+def _labels(view: View) -> NDArray[np.int64]:
+    """The labels as columns of the view's scores."""
+    return view.labels if view.classes is None else np.searchsorted(view.classes, view.labels).astype(np.int64)
 
 
 def _classification(view: View, answered: Answered, bootstraps: Bootstraps) -> Iterator[Result]:
@@ -216,7 +222,7 @@ def write_per_class(store: Store, path: Path) -> None:
     for view in store.views:
         if not isinstance(view, View) or view.answers is not None:
             continue
-        correct = answers_of(store, view).correct
+        correct = _ranks(store.scores(view), view) == 0
         images = np.bincount(view.labels, minlength=len(names))
         hits = np.bincount(view.labels, correct, minlength=len(names))
         for label in np.flatnonzero(images):
