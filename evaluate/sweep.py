@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from digpt.corruptions import CORRUPTIONS, SEVERITIES, describe
-
 from digpt.errors import ConfigError, near_misses
 from digpt.resampling import BOOTSTRAP_RESAMPLES
 from evaluate.compute import corrupted_side
