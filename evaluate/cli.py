@@ -162,6 +162,12 @@ def part_of(options: EvaluateOptions) -> Part:
     return Part(int(index) - 1, int(count))
 
 
+def single_process(options: EvaluateOptions, what: str) -> None:
+    """Refuse shares and launchers for work that cannot be shared out."""
+    if options.part is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{what} is done by one process: start it without --part and without a launcher.")
+
+
 def check(options: EvaluateOptions) -> None:
     """Refuse what would fail only after minutes of computing."""
     for name in ("batch_size", "threads", "limit"):

@@ -8,6 +8,7 @@ Loading runs in threads beside the model. What a batch waits for images is the l
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -152,7 +153,8 @@ def answer(classifier: Classifier, crops: Pixels, cell: Cell, batch: BatchSize) 
 
 def _out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "failed to allocate memory" in text
+    told = ("out of memory", "failed to allocate memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(words in text for words in told)
 
 
 def _joined(parts: Sequence[dict[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
@@ -182,12 +184,29 @@ class Loaded:
     last: bool
 
 
+class _Once:
+    """Pixels by row, each made once though several threads may ask at the same time."""
+
+    def __init__(self) -> None:
+        self._pixels: dict[int, Pixels] = {}
+        self._locks: dict[int, threading.Lock] = {}
+        self._guard = threading.Lock()
+
+    def get(self, row: int, make: Callable[[], Pixels]) -> Pixels:
+        with self._guard:
+            lock = self._locks.setdefault(row, threading.Lock())
+        with lock:
+            if row not in self._pixels:
+                self._pixels[row] = make()
+            return self._pixels[row]
+
+
 class Loader:
     """Decodes and corrupts images in threads, a few batches ahead of the model."""
 
     def __init__(self, engine: Engine, pool: ThreadPoolExecutor, batch: BatchSize) -> None:
         self.engine, self.pool, self.batch = engine, pool, batch
-        self._clean: dict[int, Pixels] = {}
+        self._clean = _Once()
         self._clean_of: tuple[int, int] | None = None
 
     def batches(self, items: Sequence[tuple[Cell, int, slice]]) -> Iterator[Loaded]:
@@ -222,13 +241,11 @@ class Loader:
         side = corrupted_side(preprocess.size)
         at_side = replace(preprocess, size=side)
         if self._clean_of != (id(cell.source), shard):  # the clean crops of one shard serve all its corruptions
-            self._clean, self._clean_of = {}, (id(cell.source), shard)
+            self._clean, self._clean_of = _Once(), (id(cell.source), shard)
         clean = self._clean
 
         def load(row: int) -> Pixels:
-            image = clean.get(row)
-            if image is None:
-                image = clean[row] = _named(cell, row, lambda data: at_side(data, self.engine.limits))
+            image = clean.get(row, lambda: _named(cell, row, lambda data: at_side(data, self.engine.limits)))
             return resized(_corrupted(image, cell, row), preprocess.size)
 
         return load

@@ -22,13 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.engine import Engine
-from digpt.errors import ConfigError
 from digpt.files import atomic_json
 from digpt.metrics import target_ranks
 from digpt.probe import LEARNING_RATES, ProbeConfig, TrainedProbe, choose, train_probes
 from digpt.results import RESULTS_NAME, ModelRef, Result, ResultsDocument, with_fingerprint, write_results
 from evaluate.classify import Classifier, without_classes
-from evaluate.cli import EvaluateOptions, check, guarded, load_engine, parse, publish
+from evaluate.cli import EvaluateOptions, check, guarded, load_engine, parse, publish, single_process
 from evaluate.compute import BatchSize, fill
 from evaluate.measure import Bootstraps
 from evaluate.progress import Progress, bars
@@ -127,7 +126,8 @@ def run(
     suite = replace(without_classes(suite), protocol=protocol)
     store = Store.create(output / STORE_NAME, suite, features.model(), overwrite=overwrite)
     if overwrite:
-        (output / STATE_NAME).unlink(missing_ok=True)
+        for name in (STATE_NAME, GRID_NAME, PROBE_NAME, RESULTS_NAME):
+            (output / name).unlink(missing_ok=True)
     fill(store, suite, features, batch=BatchSize(batch_size), progress=progress)
     views = [view for view in suite.views if isinstance(view, KnnView)]
     train = views[0]
@@ -212,8 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _probe(options: ProbeOptions) -> int:
     check(options)
-    if options.part is not None:
-        raise ConfigError("--part is for evaluations without training; a probe is trained by one process.")
+    single_process(options, "A linear probe")
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr), bars() as progress:
         progress("model", 0, 0)
         output = options.output or Path(scratch)

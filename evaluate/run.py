@@ -67,6 +67,9 @@ def run_suite(
     if not classifier.kind:
         suite = without_classes(suite)
     root = None if output is None else output / STORE_NAME
+    if output is not None and overwrite:  # the numbers of what is thrown away must not stand beside the new store
+        for name in (RESULTS_NAME, PER_CLASS_NAME):
+            (output / name).unlink(missing_ok=True)
     store = Store.create(root, suite, classifier.model(), overwrite=overwrite)
     if classifier.matrix is not None:
         store.put_matrix(classifier.matrix)

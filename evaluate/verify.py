@@ -22,7 +22,7 @@ from rich.table import Table
 from digpt.errors import ConfigError, near_misses
 from digpt.results import RESULTS_NAME, Result, ResultsDocument, read_results
 from digpt.sources import BUNDLED
-from evaluate.cli import TABLE_WIDTH, EvaluateOptions, check, guarded, load_engine, parse
+from evaluate.cli import TABLE_WIDTH, EvaluateOptions, check, guarded, load_engine, parse, single_process
 from evaluate.progress import bars
 from evaluate.references import REFERENCES, Reference, tolerance_of
 from evaluate.run import run_suite
@@ -117,6 +117,7 @@ def _evaluated(
     options: VerifyOptions, asked: Asked, preprocess: Mapping[str, Any], zero_shot: bool = False
 ) -> ResultsDocument:
     check(options)
+    single_process(options, "Verification")
     with redirect_stdout(sys.stderr), bars() as progress:
         progress("model", 0, 0)
         with closing(load_engine(options)) as engine:

@@ -12,7 +12,7 @@ from digpt.engine import Engine
 from digpt.probe import ProbeConfig, TrainedProbe
 from digpt.results import read_results
 from digpt.testing import tiny_checkpoint
-from evaluate import linear_probe
+from evaluate import linear_probe, verify
 from evaluate.progress import no_progress
 from evaluate.suite_emoji import Neighbours, emoji_suite
 
@@ -87,9 +87,12 @@ def test_the_reported_sets_do_not_choose_the_head(emoji, rigged, tmp_path):
     assert np.load(tmp_path / "features.npy", mmap_mode="r").dtype == np.float16
 
 
-def test_parts_are_refused(checkpoint, capsys):
+def test_parts_and_launchers_are_refused(checkpoint, capsys, monkeypatch):
     assert linear_probe.main([str(checkpoint), "--part", "1/2", "--output", "x"]) == 2
-    assert "trained by one process" in capsys.readouterr().err
+    assert "is done by one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert linear_probe.main([str(checkpoint)]) == 2
+    assert verify.main(["bundled"]) == 2
 
 
 def test_the_grid_is_dinov2s():
