@@ -49,6 +49,8 @@ TORCH_FREE = (
     "digpt.runtime.fake",
     "digpt.data.emoji",
     "digpt.data.imagenet",
+    "digpt.data.ade20k",
+    "digpt.data.scenes",
     "digpt.corruptions",
     "digpt.classsets",
     "digpt.probe",

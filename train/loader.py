@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from digpt.data.images import ImageSource
 from digpt.data.pairs import PairSource
-from digpt.data.source import SampleError
+from digpt.data.source import SampleError, Source
 from digpt.errors import (
     ConfigError,
     DataError,
@@ -38,8 +38,8 @@ from train.photo_augment import CropConfig, FinetuneAugment, PhotoAugment, check
 from train.share import Share
 
 SPARE = 4  # uniforms handed on with each sample, as with the bundled data
-_ATTEMPTS = 16  # samples tried for one place in a batch
-_SHOWN = 3  # problems a message names
+ATTEMPTS = 16  # samples tried for one place in a batch
+SHOWN = 3  # problems a message names
 _BEFORE_STOPPING = 100  # samples after which the share of bad ones counts
 
 
@@ -111,7 +111,7 @@ class PhotoBatch:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """The rows of one micro-batch, before they are read."""
 
     step: int
@@ -120,19 +120,19 @@ class _Request:
     items: NDArray[np.int64]
 
 
-class _Reader(Dataset[Any]):
+class Reader(Dataset[Any]):
     """Reads one request; runs in the loader's processes."""
 
     def __init__(self, source: ImageSource | PairSource, augment: PhotoAugment, num_classes: int | None) -> None:
         self.source, self.augment, self.num_classes = source, augment, num_classes
 
-    def __getitem__(self, request: _Request) -> PhotoBatch | DigptError:
+    def __getitem__(self, request: Request) -> PhotoBatch | DigptError:
         try:
             return self._batch(request)
         except DigptError as error:
             return error  # torch would wrap it in a traceback; the parent raises it as it is
 
-    def _batch(self, request: _Request) -> PhotoBatch:
+    def _batch(self, request: Request) -> PhotoBatch:
         errors: Counter[str] = Counter()
         problems: list[str] = []
         with keeping_generators():
@@ -154,11 +154,11 @@ class _Reader(Dataset[Any]):
                 num_classes=self.num_classes,
             )
         place = (request.epochs, request.items, request.step, request.first)
-        return PhotoBatch(images, labels, draws, *place, targets, texts, dict(errors), tuple(problems[:_SHOWN]))
+        return PhotoBatch(images, labels, draws, *place, targets, texts, dict(errors), tuple(problems[:SHOWN]))
 
     def _sample(self, epoch: int, index: int, errors: Counter[str], problems: list[str]) -> tuple[Tensor, int | str]:
         """An image, and its label or caption. A bad sample is replaced, keeping the place's key."""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             chosen = self.source.neighbour(index, attempt) if attempt else index
             try:
                 data, said = self.source.read(chosen)
@@ -167,7 +167,7 @@ class _Reader(Dataset[Any]):
                 errors[_kind(error)] += 1
                 named = isinstance(error, SampleError)
                 problems.append(str(error) if named else f"{self.source.sample_name(chosen)}: {error}")
-        raise DataError(f"{_ATTEMPTS} samples of {self.source.name} in a row cannot be used; the last: {problems[-1]}")
+        raise DataError(f"{ATTEMPTS} samples of {self.source.name} in a row cannot be used; the last: {problems[-1]}")
 
 
 def _kind(error: SampleError | InputError) -> str:
@@ -195,10 +195,11 @@ class PhotoTraining:
         loader: LoaderConfig | None = None,
         num_classes: int | None = None,
     ) -> None:
-        self.source, self.seed, self.batch_size = source, seed, batch_size
+        self.source: Source = source
+        self.seed, self.batch_size = seed, batch_size
         self.loader = loader or LoaderConfig()
         self.mixes = isinstance(augment, FinetuneAugment) and augment.mixes and num_classes is not None
-        self.reader = _Reader(source, PhotoAugment(augment, image_size, seed), num_classes)
+        self.reader = Reader(source, PhotoAugment(augment, image_size, seed), num_classes)
         self.order = None if source.counts is None else WindowedOrder(seed, source.counts, self.loader.window)
         self.errors: Counter[str] = Counter()
         self.seen = 0
@@ -259,9 +260,9 @@ class PhotoTraining:
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def _request(self, step: int, rows: slice) -> _Request:
+    def _request(self, step: int, rows: slice) -> Request:
         epochs, items = self.samples(step)
-        return _Request(step, rows.start, epochs[rows], items[rows])
+        return Request(step, rows.start, epochs[rows], items[rows])
 
     def _received(self, batch: PhotoBatch | DigptError) -> PhotoBatch:
         """Count what had to be replaced, and stop when it is too much."""
@@ -269,7 +270,7 @@ class PhotoTraining:
             raise batch
         self.seen += len(batch.items)
         self.errors.update(batch.errors)
-        self._problems = [*self._problems, *batch.problems][:_SHOWN]
+        self._problems = [*self._problems, *batch.problems][:SHOWN]
         bad = self.errors.total()
         if self.seen >= _BEFORE_STOPPING and bad > self.loader.max_errors * self.seen:
             raise DataError(
