@@ -60,6 +60,4 @@ def test_a_broken_pair_is_replaced_and_counted():
     data = training(broken=3)
     seen = [item for step in range(3) for item in data.batch(step).labels[:, 0, 0].tolist()]
     assert data.notes() == {"bad_samples": 1.0, "bad_samples/undecodable": 1.0}
-    assert sorted(seen) == sorted(
-        [0, 1, 2] * 3 + [1, 1, 2]
-    )  # square 4 stands in for 3
+    assert sorted(seen) == sorted([0, 1, 2] * 3 + [1, 1, 2])  # square 4 stands in for 3
