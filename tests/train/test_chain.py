@@ -101,7 +101,9 @@ def test_other_paradigms_run_on_the_same_data_path(chain: dict[str, Path], tmp_p
     assert torch.equal(first, first_loss())
 
 
-@pytest.mark.parametrize("command", ["teacher", "pretrain", "zeroshot"])
+@pytest.mark.parametrize(
+    "command", ["teacher", *(pytest.param(command, marks=pytest.mark.slow) for command in ("pretrain", "zeroshot"))]
+)
 def test_a_run_that_dies_between_saves_ends_with_the_same_bits(
     chain: dict[str, Path], tmp_path: Path, command: str
 ) -> None:

@@ -208,6 +208,7 @@ def test_drop_path_is_a_function_of_the_sample(tmp_path: Path) -> None:
     assert torch.equal(drop.eval()(torch.ones(3, 1, 1)), torch.ones(3, 1, 1))
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_kept_and_survives_a_resumption(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, ema=0.5, save_every=2, output=tmp_path / "straight")
     straight = read_checkpoint(train(FinetuneTask(config), Console(file=io.StringIO())))

@@ -263,6 +263,7 @@ except CheckpointError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_previous_state(straight: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a disk without room."""
     config = dataclasses.replace(TINY, output=tmp_path)

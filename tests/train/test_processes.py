@@ -80,7 +80,7 @@ def assert_equal(first: list[dict[str, float]], second: list[dict[str, float]], 
 
 
 @pytest.mark.parametrize(
-    "command", ["pretrain", *(pytest.param(command, marks=pytest.mark.slow) for command in ("zeroshot", "finetune"))]
+    "command", [pytest.param(command, marks=pytest.mark.slow) for command in ("pretrain", "zeroshot", "finetune")]
 )
 def test_two_processes_see_the_samples_and_have_the_losses_of_one(alone: Alone, tmp_path: Path, command: str) -> None:
     folder, rows = alone(command)

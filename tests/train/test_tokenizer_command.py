@@ -43,6 +43,7 @@ def test_command_writes_a_tokenizer_whose_codes_are_a_target(
     assert target.fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert train(tmp_path / "whole", "--steps", "4", "--warmup", "0") == 0
     original = TokenizerTask.loss
