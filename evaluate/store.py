@@ -64,6 +64,8 @@ class Store:
         if root is None:
             return store
         if overwrite and root.exists():
+            if not (root / "store.json").is_file():
+                raise ConfigError(f"{root} is no store of answers and is not removed: give another --output.")
             shutil.rmtree(root)
         if (root / "store.json").is_file():
             _refuse_other(_read_header(root), store.header, root)

@@ -57,7 +57,10 @@ def images_suite(
             views.append(corrupted)
     neighbours: list[KnnView] = []
     if knn is not None:
-        train, found = _cell(name, "train", open_images(spec, "train", classes=source.classes), Subset(), block, True)
+        training = open_images(spec, "train", classes=source.classes)
+        if training.fingerprint == source.fingerprint:
+            raise DataError(f"{spec} has no splits, so that training images would be asked: make train/ and {split}/.")
+        train, found = _cell(name, "train", training, Subset(), block, True)
         if max(knn.k) > len(train):
             raise ConfigError(f"k={max(knn.k)} exceeds the {len(train)} training images; give a smaller --k.")
         cells[train.id] = train

@@ -174,3 +174,11 @@ def test_differences_name_the_path():
         "c: 1 against null",
         "d: null against 1",
     ]
+
+
+def test_a_folder_that_is_no_store_is_not_removed(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match="is not removed"):
+        Store.create(tmp_path / "store", suite(), model(), overwrite=True)
+    assert (tmp_path / "store" / "mine.txt").exists()

@@ -82,6 +82,11 @@ def test_neighbours_among_the_training_images(pictures):
         images_suite(f"folder:{pictures}", knn=Neighbours())
 
 
+def test_pictures_without_splits_are_not_their_own_neighbours(pictures):
+    with pytest.raises(DataError, match="has no splits"):
+        images_suite(f"folder:{pictures / 'val'}", knn=Neighbours(k=(1,)))
+
+
 def test_a_head_for_other_classes_and_pictures_without_folders(pictures, tmp_path):
     with pytest.raises(DataError, match="'blue'"):
         images_suite(f"folder:{pictures}", labels=("cat", "dog"))
