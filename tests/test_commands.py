@@ -25,6 +25,7 @@ COMMANDS = {
     "train.pretrain": TRAIN,
     "train.zeroshot": TRAIN,
     "train.finetune": TRAIN | {"--encoder", "--data", "--val-data"},
+    "train.segment": TRAIN | {"--encoder", "--data", "--val-data", "--crop"},
     "train.tokenizer": TRAIN,
     "train.ablate": {"--seeds", "--steps", "--output", "--equal"},
     "train.plan": {"--gpus", "--gpu", "--utilisation", "--measured", "--json"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -100,6 +101,10 @@ class TrainConfig:
         """The configuration as JSON-able values, without what may differ between a run and its resumption."""
         values = dataclasses.asdict(self)
         return {key: plain(value) for key, value in values.items() if key not in MAY_DIFFER}
+
+    def decay(self, progress: float) -> float:
+        """Share of the way from ``min_lr`` to ``lr`` that is left after warm-up, ``progress`` in 0..1: a cosine."""
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
     def check_given(self, given: frozenset[str]) -> None:
         """Refuse options (``objective.decoder_depth``) that the command line gave and this run would not use."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-ORDER, AUGMENT, PERMUTE, SHARDS, PHOTO, MIX, DROP, SEGMENT = 1, 2, 3, 4, 5, 6, 7, 8
+ORDER, AUGMENT, PERMUTE, SHARDS, PHOTO, MIX, DROP, SEGMENT, CHANNELS = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,8 +1,7 @@
-"""Optimiser and schedule: AdamW with weight decay on matrices only, linear warm-up, cosine decay."""
+"""Optimiser and schedule: AdamW with weight decay on matrices only, linear warm-up, then a decay."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,8 +41,8 @@ def set_learning_rate(optimizer: optim.Optimizer, step: int, config: TrainConfig
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of the 0-based ``step``: linear warm-up to ``lr``, then a cosine to ``min_lr``."""
+    """Learning rate of the 0-based ``step``: linear warm-up to ``lr``, then by the config's ``decay`` to ``min_lr``."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_lr + (config.lr - config.min_lr) * config.decay(progress)

@@ -33,6 +33,7 @@ TITLES = {
     "pretrain": "Pretraining",
     "zeroshot": "Text tuning",
     "finetune": "Finetuning",
+    "segment": "Segmentation",
     "teacher": "Training a teacher",
     "tokenizer": "Training a tokenizer",
 }
@@ -47,7 +48,7 @@ FACTS = {
     "seed": "seed {}",
 }
 CAUSAL = re.compile(r"(.+)_step(\d+)_loss")  # the loss of one step of the autoregressive order
-FRACTION = re.compile(r"(^|_)(top\d+|knn|acc|accuracy|probe|utilisation)(_|$)")
+FRACTION = re.compile(r"(^|_)(top\d+|knn|acc|accuracy|probe|utilisation|miou|macc|aacc)(_|$)")
 SPEED = ("images_per_second", "utilisation")
 MOST_CHARTS = 60  # of keys this module does not know
 MOST_MARKS = 50  # events drawn into the charts

@@ -40,7 +40,7 @@ def start_encoder(spec: str, variant: str, image_size: int, depth: int | None, *
         sizes = {} if depth is None else {"depth": depth}
         config = finetuned_config(encoder_config(variant, image_size, **sizes))
         return Start(build_encoder({**config, **overrides}), config, Preprocess(size=image_size), [])
-    if _not_trained_yet(spec):
+    if not_trained_yet(spec):
         raise ConfigError(f"--encoder {spec} does not exist: pretrain it first, or name a checkpoint that does.")
     source = load_model(spec)
     if source.config["architecture"] != "timm" or not isinstance(source.module.encoder, VisionTransformer):
@@ -57,7 +57,7 @@ def start_encoder(spec: str, variant: str, image_size: int, depth: int | None, *
     return Start(encoder, config, preprocess, [parent("encoder", source.fingerprint, source.provenance)])
 
 
-def _not_trained_yet(spec: str) -> bool:
+def not_trained_yet(spec: str) -> bool:
     """A path to a checkpoint that is not there; names and other specs are no paths."""
     return spec.endswith((".pt", ".pth")) and ":" not in spec and not Path(spec).exists()
 

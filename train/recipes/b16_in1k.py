@@ -17,7 +17,7 @@ augmentation.
 
 from __future__ import annotations
 
-from train.recipes.common import finetuning, pretraining
+from train.recipes.common import finetuning, pretraining, segmenting
 
 IMAGENET = "folder:data/imagenet"  # with train/ and val/
 
@@ -32,3 +32,4 @@ finetune = finetuning(
     base_lr=1e-4,
     epochs=100,
 )
+segment = segmenting("b16_in1k", "B/16", "runs/b16_in1k/pretrain/ckpt.pt", lr=1e-4, layer_decay=0.65, drop_path=0.1)

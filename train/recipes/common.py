@@ -9,6 +9,7 @@ from train.finetune import FinetuneConfig
 from train.objective import DigptConfig, MaeConfig
 from train.photo_augment import CropConfig
 from train.pretrain import PretrainConfig
+from train.segment import SegmentTrainConfig
 from train.zeroshot import ZeroshotConfig
 
 STATISTICS: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -91,3 +92,24 @@ def text_tuning(name: str, variant: str, teacher: str, encoder: str, **changes: 
         "checkpointing": True,
     }
     return ZeroshotConfig(**{**settings, **changes})
+
+
+def segmenting(name: str, variant: str, encoder: str, **changes: Any) -> SegmentTrainConfig:
+    """UperNet on ADE20K at 512 px by the configurations of mmsegmentation: 160,000 steps of 16 crops."""
+    settings: dict[str, Any] = {
+        "encoder": encoder,
+        "variant": variant,
+        "depth": None,
+        "data": "ade20k:data/ADEChallengeData2016",
+        "crop": 512,
+        "scale": (2048, 512),
+        "batch_size": 16,
+        "steps": 160_000,
+        "warmup": 1500,
+        "weight_decay": 0.05,
+        "output": Path(f"runs/{name}/segment"),
+        **LARGE,
+        "eval_every": 16_000,
+        "workers": 4,
+    }
+    return SegmentTrainConfig(**{**settings, **changes})

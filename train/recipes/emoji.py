@@ -11,6 +11,7 @@ from train.finetune import FinetuneConfig
 from train.photo_augment import FinetuneAugment
 from train.pretrain import PretrainConfig
 from train.recipes.bundled_early import MILD
+from train.segment import SegmentTrainConfig
 from train.teacher import TeacherConfig
 from train.tokenizer import TokenizerConfig
 from train.zeroshot import ZeroshotConfig
@@ -30,3 +31,4 @@ finetune = FinetuneConfig(
     augment=MILD,
     photo=FinetuneAugment(mixup=0.0, cutmix=0.0),  # three hundred steps are too few for mixed pictures
 )
+segment = SegmentTrainConfig(steps=600, batch_size=16, lr=1e-3, warmup=60, weight_decay=0.05, eval_every=100)

@@ -17,7 +17,7 @@ epochs of warm-up, MAE's augmentation.
 
 from __future__ import annotations
 
-from train.recipes.common import finetuning, pretraining
+from train.recipes.common import finetuning, pretraining, segmenting
 
 IMAGENET = "folder:data/imagenet"  # with train/ and val/
 
@@ -32,3 +32,4 @@ finetune = finetuning(
     base_lr=5e-4,
     epochs=100,
 )
+segment = segmenting("l16_in1k", "L/16", "runs/l16_in1k/pretrain/ckpt.pt", lr=4e-5, layer_decay=0.9, drop_path=0.2)
