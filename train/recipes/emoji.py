@@ -31,4 +31,14 @@ finetune = FinetuneConfig(
     augment=MILD,
     photo=FinetuneAugment(mixup=0.0, cutmix=0.0),  # three hundred steps are too few for mixed pictures
 )
-segment = SegmentTrainConfig(steps=600, batch_size=16, lr=1e-3, warmup=60, weight_decay=0.05, eval_every=100)
+segment = SegmentTrainConfig(
+    steps=600,
+    batch_size=16,
+    lr=1e-3,
+    warmup=60,
+    crop=96,
+    scale=(384, 96),
+    channels=64,
+    aux_channels=64,
+    eval_every=100,
+)
