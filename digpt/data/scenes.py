@@ -3,7 +3,7 @@
     python -m digpt.data.scenes --output scenes.png
 
 draws 4 x 4 scenes of a split with their masks beside them. A scene is a background (one colour, a gradient, noise or
-stripes) and 2 to 5 drawings pasted over each other. Its classes are the background (0) and the drawings' Unicode
+stripes) and 3 to 6 drawings pasted over each other. Its classes are the background (0) and the drawings' Unicode
 subgroups. Everything is a function of (seed, split, index), and ``docs/segmentation-data.md`` tells the rules.
 """
 
@@ -35,12 +35,12 @@ SUBGROUPS = (
 )
 BACKGROUND = 0
 SPLITS = {"train": "seen", "val": "val", "flat": "flat", "contrast": "contrast"}  # of scenes -> of the emoji set
-PER_SCENE = (2, 5)  # drawings, both ends included
-EXTENT = (0.2, 0.6)  # longer side of a drawing, by the side of the scene
+PER_SCENE = (3, 6)  # drawings, both ends included
+EXTENT = (0.3, 0.8)  # longer side of a drawing, by the side of the scene
 TURN = 20.0  # degrees, either way
 OVERHANG = 0.2  # of a drawing's side, that may lie outside
 _DARKEST = 48  # of a background's channels: the line art of some styles is black
-_VERSION = "digpt-scenes-1"  # raised when a scene would come out differently
+_VERSION = "digpt-scenes-2"  # raised when a scene would come out differently
 
 Pixels = NDArray[np.uint8]
 
