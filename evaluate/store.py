@@ -283,12 +283,24 @@ def _refuse_other(found: dict[str, Any], wanted: dict[str, Any], root: Path) -> 
     for header in (found, wanted):
         header["model"] = {**header["model"], "spec": wanted["model"]["spec"], "name": wanted["model"]["name"]}
     lines = sorted(differences(found, wanted), key=_is_consequence)
+    if lines and all(_is_fingerprint_of_images(line) for line in lines):
+        cells = found["cells"], wanted["cells"]
+        changed = next((cell for cell in cells[1] if cells[0][cell] != cells[1][cell]), "a set")
+        raise ConfigError(
+            f"{root} holds answers about other files: those of {changed} were added, removed or changed since (names, "
+            "labels or sizes). Give another --output, or --overwrite to begin again."
+        )
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ConfigError(
             f"{root} holds the answers to another question: {lines[0]}{more}. "
             "Give another --output, or --overwrite to begin again."
         )
+
+
+def _is_fingerprint_of_images(line: str) -> bool:
+    path = line.partition(":")[0]
+    return path.startswith(("cells", "protocol.sets")) and path.endswith(".fingerprint")
 
 
 def _is_consequence(line: str) -> bool:

@@ -67,8 +67,8 @@ class MemberImages(ImageNetImages):
         names = Names(listing.names[row] for row in rows)
         numbers = class_numbers()
         labels = np.array([numbers[member.split("/")[0]] for member in names], dtype=np.int64)
-        super().__init__(name, root, names, labels, f"archive {tar.name}")
         self.tar, self.spans = tar, listing.spans[rows.start : rows.stop]
+        super().__init__(name, root, names, labels, self.spans[:, 1], f"archive {tar.name}")
         self.files = OpenFiles()
 
     def read(self, index: int) -> tuple[bytes, int]:
