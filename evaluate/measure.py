@@ -228,4 +228,4 @@ def write_per_class(store: Store, path: Path) -> None:
         for label in np.flatnonzero(images):
             accuracy = f"{hits[label] / images[label]:.6f}"
             writer.writerow([view.dataset, view.split, label, names[label], images[label], accuracy])
-    atomic_write(path, buffer.getvalue().encode())
+    atomic_write(path, buffer.getvalue().encode(), shared=True)

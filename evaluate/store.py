@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.errors import ConfigError, DataError
-from digpt.files import canonical_json
+from digpt.files import atomic_write, canonical_json
 from evaluate.suite import KnnView, Suite, View
 
 STORE_NAME = "store"
@@ -335,16 +334,8 @@ def _packed(arrays: Arrays) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file all or nothing. Several processes may write the same content, so the temporary name is its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace a file all or nothing, whichever other processes write the same."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        atomic_write(path, content, shared=True)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,9 +13,7 @@ import hashlib
 import os
 import tarfile
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -225,8 +223,6 @@ def _remembered(place: Path, key: NDArray[np.int64]) -> TarListing | None:
 
 
 def _remember(place: Path, key: NDArray[np.int64], listing: TarListing) -> bool:
-    # Several processes may list one archive at the same time: each writes a file of its own and then replaces.
-    own = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
     arrays: dict[str, Any] = {
         "key": key,
         "classes": np.array(_classes_digest()),
@@ -236,11 +232,8 @@ def _remember(place: Path, key: NDArray[np.int64], listing: TarListing) -> bool:
         "spans": listing.spans,
     }
     try:
-        atomic_write(own, lambda file: np.savez_compressed(file, **arrays))
-        os.replace(own, place)
+        atomic_write(place, lambda file: np.savez_compressed(file, **arrays), shared=True)
     except OSError:
-        with suppress(OSError):
-            own.unlink(missing_ok=True)
         return False
     return True
 
