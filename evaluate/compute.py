@@ -45,6 +45,13 @@ class Clock:
     store: float = 0.0
     images: int = 0
 
+    def add(self, other: Clock) -> None:
+        """Count another stretch of the same run."""
+        self.loader += other.loader
+        self.model += other.model
+        self.store += other.store
+        self.images += other.images
+
     def line(self) -> str:
         """``time 34 s: loader 21%, model 74%, store 5%; 812 images/s``, or nothing when nothing was computed."""
         total = self.loader + self.model + self.store
