@@ -16,12 +16,13 @@ from rich.console import Console
 
 from digpt.classsets import ClassMatrixCache, default_cache_dir
 from digpt.engine import Engine
-from digpt.errors import ConfigError, DigptError
+from digpt.errors import ConfigError, DigptError, near_misses
 from digpt.results import RESULTS_NAME, ResultsDocument, to_json
 from digpt.results_table import render
 from evaluate.progress import bars
 from evaluate.run import PATIENCE, Outcome, Part, run_suite
 from evaluate.suite import Subset, Suite
+from evaluate.suite_imagenet import ROBUSTNESS
 
 Options = TypeVar("Options")
 TABLE_WIDTH = 120  # where the output is no terminal
@@ -84,12 +85,19 @@ def parse(options: type[Options], argv: Sequence[str] | None, prog: str, descrip
     return tyro.cli(options, args=argv, prog=f"python -m {prog}", description=description)
 
 
-def execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], *, prefer_text: bool = False) -> int:
+def execute(
+    options: EvaluateOptions,
+    make_suite: Callable[[Engine], Suite],
+    *,
+    prefer_text: bool = False,
+    served: Sequence[str] = (),
+) -> int:
     """Load the engine, evaluate the suite, publish; return the exit code: 0, or 2 after one line about what went wrong.
 
-    Whatever libraries print meanwhile goes to stderr, so that ``--json`` leaves stdout to the document.
+    ``served`` are the sets that the command's ``--sets`` may name. Whatever libraries print meanwhile goes to stderr,
+    so that ``--json`` leaves stdout to the document.
     """
-    return guarded(lambda: _execute(options, make_suite, prefer_text))
+    return guarded(lambda: _execute(options, make_suite, prefer_text, served))
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -101,8 +109,11 @@ def guarded(work: Callable[[], int]) -> int:
         return 2
 
 
-def _execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], prefer_text: bool) -> int:
+def _execute(
+    options: EvaluateOptions, make_suite: Callable[[Engine], Suite], prefer_text: bool, served: Sequence[str]
+) -> int:
     check(options)
+    check_sets(options, served)
     part = part_of(options)
     with redirect_stdout(sys.stderr), bars() as progress:
         progress("model", 0, 0)
@@ -186,6 +197,12 @@ def check(options: EvaluateOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1.")
+    if options.seed < 0:
+        raise ConfigError(f"--seed {options.seed} must be at least 0.")
+    crop_pct = getattr(options, "crop_pct", None)
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        hint = f" Did you mean {crop_pct / 100:g}?" if 1 < crop_pct <= 100 else ""
+        raise ConfigError(f"--crop-pct {crop_pct:g} must be a share above 0 and at most 1.{hint}")
     if options.data is not None and options.data_root is not None:
         raise ConfigError("--data and --data-root exclude each other: your own pictures, or the ImageNet family.")
     options.subset()
@@ -194,6 +211,18 @@ def check(options: EvaluateOptions) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output {options.output} cannot be a directory: {error.strerror}.") from error
+
+
+def check_sets(options: EvaluateOptions, served: Sequence[str]) -> None:
+    """Refuse ``--sets`` that nothing would come of, or that another command asks."""
+    sets: Sequence[str] = getattr(options, "sets", ())
+    if sets and options.data_root is None:
+        raise ConfigError("--sets chooses among the sets of the ImageNet family: give --data-root DIR, or no --sets.")
+    for name in sets:
+        if name not in served:
+            known = name in ROBUSTNESS
+            hint = f" Ask {name} with evaluate.robustness." if known else near_misses(name, served)
+            raise ConfigError(f"--sets {name} is none of this command's sets: {', '.join(served)}.{hint}")
 
 
 def publish(document: ResultsDocument, options: EvaluateOptions) -> None:

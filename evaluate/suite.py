@@ -97,6 +97,10 @@ class KnnView:
     n_classes: int
     groups: NDArray[np.int64] | None = None
 
+    @property
+    def id(self) -> str:
+        return f"{self.dataset}/{self.split}"
+
 
 @dataclass(frozen=True)
 class Suite:

@@ -248,6 +248,13 @@ def test_knn_command(rigged_engine, emoji_root, capsys):
         (["--limit", "0"], "--limit 0 must be at least 1"),
         (["--batch-size", "-3"], "--batch-size -3 must be at least 1"),
         (["--threads", "0"], "--threads 0 must be at least 1"),
+        (["--seed", "-1"], "--seed -1 must be at least 0"),
+        (["--crop-pct", "87.5"], "--crop-pct 87.5 must be a share above 0 and at most 1. Did you mean 0.875?"),
+        (["--crop-pct", "0"], "--crop-pct 0 must be a share above 0 and at most 1."),
+        (["--crop-pct", "nan"], "--crop-pct nan must be a share"),
+        (["--sets", "imagenet-r"], "--sets chooses among the sets of the ImageNet family: give --data-root DIR"),
+        (["--sets", "imagenet-r", "--data", "folder:x"], "give --data-root DIR, or no --sets"),
+        (["--sets", "imagenet-rr", "--data-root", "x"], "Did you mean 'imagenet-r'"),
         (["--data-root", "nowhere"], "nowhere"),
         (["--output", "{file}"], "cannot be a directory"),
     ],
@@ -259,6 +266,18 @@ def test_mistakes_end_with_one_line_and_exit_code_2(rigged_engine, tmp_path, cap
     lines = [line for line in err.splitlines() if line.strip() != "a library talks on stdout"]
     assert out == "" and len(lines) == 1
     assert lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_mistakes_of_options_are_found_before_the_model_is_loaded(rigged_engine, emoji_root, capsys):
+    for arguments in (["--seed", "-1"], ["--crop-pct", "87.5"], ["--sets", "imagenet"]):
+        assert imagenet.main(arguments) == 2
+    assert imagenet.main(["--data-root", "x", "--sets", "imagenet", "imagenet-c"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--sets imagenet-c is none of this command's sets: imagenet, imagenet-v2, imagenet-real." in error
+    assert error.endswith("Ask imagenet-c with evaluate.robustness.")
+    assert rigged_engine == []
+    assert robustness.main(["--data-root", str(emoji_root), "--sets", "imagenet"]) == 2
+    assert "holds the emoji set" in capsys.readouterr().err
 
 
 def test_errors_of_the_engine_end_alike(emoji_root, monkeypatch, capsys):
