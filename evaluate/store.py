@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from digpt.errors import ConfigError, DataError
 from digpt.files import atomic_write, canonical_json
-from evaluate.suite import KnnView, Suite, View
+from evaluate.suite import KnnView, ProbeView, Suite, View
 
 STORE_NAME = "store"
 SHARD = 2048  # images
 VERSION = 1
-_KINDS: dict[str, type[View] | type[KnnView]] = {"classify": View, "knn": KnnView}
+_KINDS: dict[str, type[View] | type[KnnView]] = {"classify": View, "probe": ProbeView, "knn": KnnView}
 
 Arrays = dict[str, NDArray[Any]]
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
