@@ -11,11 +11,9 @@ ever evicted; a set of 1000 names at width 768 is a file of 3 MB, and the direct
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,12 +108,7 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 
 
 def _write(path: Path, matrix: NDArray[np.float32]) -> None:
-    # atomic_write assumes one writer per path; evaluations of one model may run side by side.
-    own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        atomic_write(own, lambda file: np.savez(file, matrix=matrix, key=np.array(path.stem)))
-        os.replace(own, path)
+        atomic_write(path, lambda file: np.savez(file, matrix=matrix, key=np.array(path.stem)), shared=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            own.unlink(missing_ok=True)
         _LOG.warning("The class matrix could not be kept in %s: %s", path.parent, error)

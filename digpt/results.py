@@ -179,7 +179,7 @@ def write_results(document: ResultsDocument, path: str | Path) -> Path:
     path = Path(path)
     values = to_json(document)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_json(path, values)
+    atomic_json(path, values, shared=True)
     return path
 
 

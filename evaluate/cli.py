@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,13 @@ from rich.console import Console
 
 from digpt.classsets import ClassMatrixCache, default_cache_dir
 from digpt.engine import Engine
-from digpt.errors import ConfigError, DigptError
+from digpt.errors import ConfigError, DigptError, near_misses
 from digpt.results import RESULTS_NAME, ResultsDocument, to_json
 from digpt.results_table import render
 from evaluate.progress import bars
-from evaluate.run import Outcome, Part, run_suite
+from evaluate.run import PATIENCE, Outcome, Part, run_suite
 from evaluate.suite import Subset, Suite
+from evaluate.suite_imagenet import ROBUSTNESS
 
 Options = TypeVar("Options")
 TABLE_WIDTH = 120  # where the output is no terminal
@@ -84,12 +85,19 @@ def parse(options: type[Options], argv: Sequence[str] | None, prog: str, descrip
     return tyro.cli(options, args=argv, prog=f"python -m {prog}", description=description)
 
 
-def execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], *, prefer_text: bool = False) -> int:
+def execute(
+    options: EvaluateOptions,
+    make_suite: Callable[[Engine], Suite],
+    *,
+    prefer_text: bool = False,
+    served: Sequence[str] = (),
+) -> int:
     """Load the engine, evaluate the suite, publish; return the exit code: 0, or 2 after one line about what went wrong.
 
-    Whatever libraries print meanwhile goes to stderr, so that ``--json`` leaves stdout to the document.
+    ``served`` are the sets that the command's ``--sets`` may name. Whatever libraries print meanwhile goes to stderr,
+    so that ``--json`` leaves stdout to the document.
     """
-    return guarded(lambda: _execute(options, make_suite, prefer_text))
+    return guarded(lambda: _execute(options, make_suite, prefer_text, served))
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -101,8 +109,11 @@ def guarded(work: Callable[[], int]) -> int:
         return 2
 
 
-def _execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], prefer_text: bool) -> int:
+def _execute(
+    options: EvaluateOptions, make_suite: Callable[[Engine], Suite], prefer_text: bool, served: Sequence[str]
+) -> int:
     check(options)
+    check_sets(options, served)
     part = part_of(options)
     with redirect_stdout(sys.stderr), bars() as progress:
         progress("model", 0, 0)
@@ -119,16 +130,10 @@ def _execute(options: EvaluateOptions, make_suite: Callable[[Engine], Suite], pr
                 prefer_text=prefer_text,
                 progress=progress,
             )
-    for line in (*suite.notes, _kept_line(outcome), outcome.clock.line()):
+    for line in (*suite.notes, *_lines(outcome, part), outcome.clock.line()):
         if line:
             print(line, file=sys.stderr)
-    if outcome.document is None:
-        print(
-            f"part {part.index + 1}/{part.count} is done; {outcome.missing} shards of others are missing. "
-            "Run the command without --part for the numbers.",
-            file=sys.stderr,
-        )
-    elif not part.index:
+    if outcome.document is not None:
         publish(outcome.document, options)
     return 0
 
@@ -146,7 +151,7 @@ def load_engine(options: EvaluateOptions) -> Engine:
 
 def part_of(options: EvaluateOptions) -> Part:
     """This process's share: ``--part``, or what torchrun and ``accelerate launch`` say in RANK and WORLD_SIZE."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = (0, 1) if options.part is not None else launched()
     if options.part is None and world == 1:
         return Part()
     if options.output is None:
@@ -154,17 +159,35 @@ def part_of(options: EvaluateOptions) -> Part:
     if options.overwrite:
         raise ConfigError("--overwrite cannot be given to several processes: delete the directory first.")
     if options.part is None:
-        rank = int(os.environ.get("RANK", "0"))
-        return Part(rank, world, waits=rank == 0)
+        return Part(rank, world, launched=True)
     index, slash, count = options.part.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise ConfigError(f"--part {options.part} must be I/N with I from 1 to N, such as 2/4.")
     return Part(int(index) - 1, int(count))
 
 
+def launched() -> tuple[int, int]:
+    """Number of this process and number of processes, as launchers give them; ``(0, 1)`` without a launcher.
+
+    Raises:
+        ConfigError: one of the two is missing, or they are no such numbers.
+    """
+    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    told = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    if not told or told == "WORLD_SIZE=1":
+        return 0, 1
+    rank, world = (int(value) if value and value.isdecimal() else -1 for value in given.values())
+    if not 0 <= rank < world:
+        raise ConfigError(
+            f"The environment has {told}: a launcher sets both, with RANK from 0 to WORLD_SIZE - 1. Start by "
+            "accelerate launch or torchrun, give --part I/N, or unset them for one process."
+        )
+    return rank, world
+
+
 def single_process(options: EvaluateOptions, what: str) -> None:
     """Refuse shares and launchers for work that cannot be shared out."""
-    if options.part is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if options.part is not None or launched()[1] > 1:
         raise ConfigError(f"{what} is done by one process: start it without --part and without a launcher.")
 
 
@@ -174,6 +197,12 @@ def check(options: EvaluateOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1.")
+    if options.seed < 0:
+        raise ConfigError(f"--seed {options.seed} must be at least 0.")
+    crop_pct = getattr(options, "crop_pct", None)
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        hint = f" Did you mean {crop_pct / 100:g}?" if 1 < crop_pct <= 100 else ""
+        raise ConfigError(f"--crop-pct {crop_pct:g} must be a share above 0 and at most 1.{hint}")
     if options.data is not None and options.data_root is not None:
         raise ConfigError("--data and --data-root exclude each other: your own pictures, or the ImageNet family.")
     options.subset()
@@ -182,6 +211,18 @@ def check(options: EvaluateOptions) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output {options.output} cannot be a directory: {error.strerror}.") from error
+
+
+def check_sets(options: EvaluateOptions, served: Sequence[str]) -> None:
+    """Refuse ``--sets`` that nothing would come of, or that another command asks."""
+    sets: Sequence[str] = getattr(options, "sets", ())
+    if sets and options.data_root is None:
+        raise ConfigError("--sets chooses among the sets of the ImageNet family: give --data-root DIR, or no --sets.")
+    for name in sets:
+        if name not in served:
+            known = name in ROBUSTNESS
+            hint = f" Ask {name} with evaluate.robustness." if known else near_misses(name, served)
+            raise ConfigError(f"--sets {name} is none of this command's sets: {', '.join(served)}.{hint}")
 
 
 def publish(document: ResultsDocument, options: EvaluateOptions) -> None:
@@ -195,5 +236,19 @@ def publish(document: ResultsDocument, options: EvaluateOptions) -> None:
     console.print(f"results {where}", highlight=False, soft_wrap=True)
 
 
-def _kept_line(outcome: Outcome) -> str:
-    return f"{outcome.kept} shards were there already" if outcome.kept else ""
+def _lines(outcome: Outcome, part: Part) -> Iterator[str]:
+    """What is said of the work itself."""
+    if outcome.kept:
+        yield f"{outcome.kept} shards were there already"
+    if outcome.taken:
+        yield (
+            f"{outcome.taken} shards of other processes were computed here, since nothing new came from them for "
+            f"{PATIENCE / 60:.0f} minutes: did one die?"
+        )
+    if outcome.document is None and part.launched:
+        yield f"process {part.index} of {part.count} is done; process 0 prints the numbers"
+    elif outcome.document is None:
+        yield (
+            f"part {part.index + 1}/{part.count} is done; {outcome.missing} shards of others are missing. "
+            "The part that finishes last prints the numbers, and so does the command without --part."
+        )

@@ -57,7 +57,7 @@ from evaluate.paired import (
 )
 from evaluate.progress import Progress, bars, no_progress
 from evaluate.store import Store, differences, view_arrays
-from evaluate.suite import KnnView, View
+from evaluate.suite import KnnView, ProbeView, View
 
 SCHEMA_VERSION = 1
 JSON_NAME, CSV_NAME, PAGE_NAME = "compare.json", "per_class.csv", "compare.html"
@@ -260,7 +260,8 @@ def compare(a: Store, b: Store, *, metrics: Sequence[str] = (), progress: Progre
         keys = names[digest] if digest in names else names.setdefault(digest, a.keys(view.cell))
         cells.append(Errors(view, tuple(keys[row] for row in view.rows), ~one.correct, ~two.correct))
         if view.corruption is None:
-            diagrams[view.id] = diagram(one), diagram(two)
+            if not isinstance(view, ProbeView):
+                diagrams[view.id] = diagram(one), diagram(two)
             if view.answers is None:
                 classes += class_rows(view, one.correct, two.correct, a.header["class_names"])
     rows += _sweeps(cells, bootstraps)
@@ -311,7 +312,7 @@ def judge(comparison: Comparison, alpha: float, margin: float | None) -> Gate:
     if not comparison.family:
         valid = ", ".join(sorted({row.metric for row in comparison.rows if row.whole}))
         raise ConfigError(
-            f"Neither top1 nor error is measured here; name a metric: --fail-if-worse with one of {valid}."
+            f"None of {', '.join(PRIMARY)} is measured here; name a metric: --fail-if-worse with one of {valid}."
         )
     failures = []
     for row in comparison.family:

@@ -18,7 +18,7 @@ from digpt.results_table import PLAIN, TITLES
 from evaluate.paired import PRIMARY, ClassRow, Comparison, Row
 
 CALIBRATION = ("ece", "nll", "brier")
-UNTESTED = ("top5", *CALIBRATION)
+UNTESTED = ("top5", "probe_top5", *CALIBRATION)
 SWEPT = ("error", "ce", "mce", "relative_mce")
 
 
@@ -123,7 +123,8 @@ def shown_value(value: float, metric: str) -> str:
 
 def title_of(row: Row) -> str:
     """``emoji/flat top-1``."""
-    metric = TITLES.get(row.metric, row.metric.replace("knn_top1", "kNN top-1").replace("_", " "))
+    metric = row.metric.replace("knn_top", "kNN top-").replace("probe_top", "linear probe top-").replace("_", " ")
+    metric = TITLES.get(row.metric, metric)
     return f"{row.id} {metric.replace('relative mce', 'relative mCE')}"
 
 

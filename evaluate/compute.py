@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from digpt.corruptions import corrupt, one_thread_each
 from digpt.engine import Engine
 from digpt.errors import DataError, DigptError
 from evaluate.classify import Classifier
@@ -44,6 +46,13 @@ class Clock:
     model: float = 0.0
     store: float = 0.0
     images: int = 0
+
+    def add(self, other: Clock) -> None:
+        """Count another stretch of the same run."""
+        self.loader += other.loader
+        self.model += other.model
+        self.store += other.store
+        self.images += other.images
 
     def line(self) -> str:
         """``time 34 s: loader 21%, model 74%, store 5%; 812 images/s``, or nothing when nothing was computed."""
@@ -113,7 +122,9 @@ def fill(
     clock, done, batch = Clock(), 0, batch or BatchSize()
     total = sum(len(range(*store.rows_of(*item).indices(len(cells[item[0]])))) for item in todo)
     progress("images", 0, total)
-    with ThreadPoolExecutor(classifier.engine.info.threads or os.cpu_count()) as pool:
+    corrupting = any(cells[cell].corruption is not None for cell, _ in todo)
+    threads = classifier.engine.info.threads or os.cpu_count()
+    with one_thread_each() if corrupting else nullcontext(), ThreadPoolExecutor(threads) as pool:
         loader = Loader(classifier.engine, pool, batch)
         kept: list[dict[str, NDArray[np.float32]]] = []
         for loaded in loader.batches([(cells[cell], shard, store.rows_of(cell, shard)) for cell, shard in todo]):
@@ -268,8 +279,6 @@ def resized(image: Pixels, size: int) -> Pixels:
 
 
 def _corrupted(image: Pixels, cell: Cell, row: int) -> Pixels:
-    from digpt.corruptions import corrupt
-
     assert cell.corruption is not None
     name, severity = cell.corruption
     return corrupt(image, name, severity, key=f"{cell.seed}:{cell.keys[row]}", jpeg=cell.jpeg)

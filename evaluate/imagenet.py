@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = Asked(
         sets=options.sets or IMAGENET, explicit=bool(options.sets), splits=IMAGENET_LIKE, own_split=options.split
     )
-    return execute(options, lambda engine: select_suite(options, engine, asked))
+    return execute(options, lambda engine: select_suite(options, engine, asked), served=IMAGENET)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from digpt.resampling import Resamples
 from digpt.results import ModelRef, Result, ResultsDocument, with_fingerprint
 from evaluate.progress import Progress, no_progress
 from evaluate.store import Store
-from evaluate.suite import KnnView, View
+from evaluate.suite import KnnView, ProbeView, View
 
 BINS = 15
 ALEXNETS = "imagenet-c"  # the one set that AlexNet's constants were measured on
@@ -123,6 +123,10 @@ def _labels(view: View) -> NDArray[np.int64]:
 
 def _classification(view: View, answered: Answered, bootstraps: Bootstraps) -> Iterator[Result]:
     resamples = bootstraps.of(len(view.rows), view.groups)
+    if isinstance(view, ProbeView):
+        tops = {f"probe_top{top}": (answered.rank < top).astype(float) for top in (1, 5)}
+        yield from _means(view, tops, resamples)
+        return
     columns = {"top1": answered.correct.astype(float)}
     if view.answers is None:
         columns["top5"] = (answered.rank < 5).astype(float)
@@ -228,4 +232,4 @@ def write_per_class(store: Store, path: Path) -> None:
         for label in np.flatnonzero(images):
             accuracy = f"{hits[label] / images[label]:.6f}"
             writer.writerow([view.dataset, view.split, label, names[label], images[label], accuracy])
-    atomic_write(path, buffer.getvalue().encode())
+    atomic_write(path, buffer.getvalue().encode(), shared=True)

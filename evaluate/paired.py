@@ -24,9 +24,9 @@ from digpt.robustness_metrics import ALEXNET_CLEAN, ALEXNET_ERROR, CORRUPTIONS, 
 from digpt.significance import difference, holm, mcnemar, paired_permutation
 from evaluate.measure import ALEXNETS, BINS, Answered, Bootstraps, neighbours_of
 from evaluate.store import Store
-from evaluate.suite import KnnView, View
+from evaluate.suite import KnnView, ProbeView, View
 
-PRIMARY = ("top1", "error")  # what the family of tests consists of unless other metrics are named
+PRIMARY = ("top1", "error", "probe_top1")  # what the family of tests consists of unless other metrics are named
 MCNEMAR = "McNemar, exact binomial"
 LOWER_IS_BETTER = ("error", "ce", "mce", "relative_mce", "ece", "nll", "brier")
 
@@ -130,24 +130,34 @@ class Comparison:
 
 
 def view_rows(view: View, a: Answered, b: Answered, bootstraps: Bootstraps) -> Iterator[Row]:
-    """Top-1 (of a sweep's cell: the error) with its test, and by intervals alone top-5, NLL, Brier score and ECE."""
-    resamples = bootstraps.of(len(view.rows), view.groups)
+    """Top-1 (of a sweep's cell: the error) with its test, and by intervals alone top-5, NLL, Brier score and ECE.
+
+    Of a linear probe top-1 and top-5 alone.
+    """
     columns: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+    probe = isinstance(view, ProbeView)
     if view.corruption is None:
-        columns["top1"] = a.correct, b.correct
+        prefix = "probe_" if probe else ""
+        columns[f"{prefix}top1"] = a.correct, b.correct
         if view.answers is None:
-            columns["top5"] = a.rank < 5, b.rank < 5
+            columns[f"{prefix}top5"] = a.rank < 5, b.rank < 5
     else:
         columns["error"] = ~a.correct, ~b.correct
-    if a.nll is not None and b.nll is not None and a.brier is not None and b.brier is not None:
+    if not probe and a.nll is not None and b.nll is not None and a.brier is not None and b.brier is not None:
         columns |= {"nll": (a.nll, b.nll), "brier": (a.brier, b.brier)}
     tested = _right_or_wrong(a.correct, b.correct, view.groups, bootstraps.seed)
     for metric, row in _means(view, columns, bootstraps):
         yield replace(row, **tested) if metric in PRIMARY else row
+    if not probe:
+        yield _ece(view, a, b, bootstraps)
+
+
+def _ece(view: View, a: Answered, b: Answered, bootstraps: Bootstraps) -> Row:
+    resamples = bootstraps.of(len(view.rows), view.groups)
     ece = [calibration.ece(one.confidence, one.correct, BINS) for one in (a, b)]
     drawn = [calibration.ece_resampled(one.confidence, one.correct, resamples, BINS) for one in (a, b)]
     found = difference(ece[1] - ece[0], drawn[1] - drawn[0])
-    yield Row(view.dataset, view.split, "ece", len(view.rows), ece[0], ece[1], found.value, found.ci95)
+    return Row(view.dataset, view.split, "ece", len(view.rows), ece[0], ece[1], found.value, found.ci95)
 
 
 def _means(

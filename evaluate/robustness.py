@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         corruptions=options.corruptions,
         jpeg=options.jpeg,
     )
-    return execute(options, lambda engine: select_suite(options, engine, asked))
+    return execute(options, lambda engine: select_suite(options, engine, asked), served=ROBUSTNESS)
 
 
 if __name__ == "__main__":

@@ -21,25 +21,42 @@ from evaluate.suite import Suite
 
 PER_CLASS_NAME = "per_class.csv"
 POLL = 1.0  # seconds between looks at what other processes have written
+PATIENCE = 900.0  # seconds without a new shard, after which the others' shards are computed by the one that waits
 
 
 @dataclass(frozen=True)
 class Part:
-    """This process's share: every ``count``-th shard from ``index`` on; one ``waits`` for the others and counts."""
+    """This process's share: every ``count``-th shard from ``index`` on.
+
+    Of the processes that a launcher started (``launched``) the first waits for the others and publishes; of those that
+    were started one by one, each that finds the store complete.
+    """
 
     index: int = 0
     count: int = 1
-    waits: bool = False
+    launched: bool = False
+
+    @property
+    def waits(self) -> bool:
+        return self.launched and self.index == 0
+
+    @property
+    def publishes(self) -> bool:
+        return not self.launched or self.index == 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``document`` is None while ``missing`` shards are others' to compute; ``kept`` shards were there already."""
+    """``document`` is None where another process publishes; then ``missing`` shards are others' to compute.
+
+    ``kept`` shards were there already; ``taken`` were computed in place of a process that made no progress.
+    """
 
     document: ResultsDocument | None
     clock: Clock
     kept: int
     missing: int = 0
+    taken: int = 0
 
 
 def run_suite(
@@ -74,21 +91,30 @@ def run_suite(
     if classifier.matrix is not None:
         store.put_matrix(classifier.matrix)
     kept = sum(len(store.shards(cell)) for cell in store.cells) - len(store.missing())
-    clock = fill(
-        store,
-        suite,
-        classifier,
-        batch=BatchSize(batch_size),
-        part=(part.index, part.count),
-        progress=progress,
-    )
-    while part.waits and store.missing():
+    batch = BatchSize(batch_size)
+    clock = fill(store, suite, classifier, batch=batch, part=(part.index, part.count), progress=progress)
+    taken = wait(store, progress) if part.waits else 0
+    if taken:  # the others died, or are so slow that doing their work twice does no harm
+        clock.add(fill(store, suite, classifier, batch=batch, progress=_named(progress, "images of other processes")))
+    missing = len(store.missing())
+    if missing or not part.publishes:
+        return Outcome(None, clock, kept, missing)
+    return Outcome(publish(store, output, progress), clock, kept, taken=taken)
+
+
+def wait(store: Store, progress: Progress = no_progress) -> int:
+    """Wait for the other processes' shards; return how many are missing after `PATIENCE` without a new one."""
+    missing, since = len(store.missing()), time.monotonic()
+    while missing and time.monotonic() - since < PATIENCE:
         progress("other processes", 0, 0)
         time.sleep(POLL)
-    missing = len(store.missing())
-    if missing:
-        return Outcome(None, clock, kept, missing)
-    return Outcome(publish(store, output, progress), clock, kept)
+        if (now := len(store.missing())) < missing:
+            missing, since = now, time.monotonic()
+    return missing
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    return lambda _, done, total: progress(name, done, total)
 
 
 def publish(store: Store, output: Path | None, progress: Progress = no_progress) -> ResultsDocument:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from digpt.data.emoji import EmojiSet
 from digpt.engine import Engine
+from digpt.errors import ConfigError
 from digpt.text import template_set
 from evaluate.cli import EvaluateOptions
 from evaluate.suite import Suite
@@ -54,6 +55,8 @@ def select_suite(options: EvaluateOptions, engine: Engine, asked: Asked) -> Suit
             templates=templates,
         )
     if options.data_root is None or (found := find_emoji(options.data_root)) is not None:
+        if asked.explicit:
+            raise ConfigError(f"--sets names sets of the ImageNet family, but {options.data_root} holds the emoji set.")
         data = EmojiSet.load(None if options.data_root is None else found)
         return emoji_suite(
             data,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -26,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.errors import ConfigError, DataError
-from digpt.files import canonical_json
-from evaluate.suite import KnnView, Suite, View
+from digpt.files import atomic_write, canonical_json
+from evaluate.suite import KnnView, ProbeView, Suite, View
 
 STORE_NAME = "store"
 SHARD = 2048  # images
 VERSION = 1
-_KINDS: dict[str, type[View] | type[KnnView]] = {"classify": View, "knn": KnnView}
+_KINDS: dict[str, type[View] | type[KnnView]] = {"classify": View, "probe": ProbeView, "knn": KnnView}
 
 Arrays = dict[str, NDArray[Any]]
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
@@ -283,12 +282,24 @@ def _refuse_other(found: dict[str, Any], wanted: dict[str, Any], root: Path) -> 
     for header in (found, wanted):
         header["model"] = {**header["model"], "spec": wanted["model"]["spec"], "name": wanted["model"]["name"]}
     lines = sorted(differences(found, wanted), key=_is_consequence)
+    if lines and all(_is_fingerprint_of_images(line) for line in lines):
+        cells = found["cells"], wanted["cells"]
+        changed = next((cell for cell in cells[1] if cells[0][cell] != cells[1][cell]), "a set")
+        raise ConfigError(
+            f"{root} holds answers about other files: those of {changed} were added, removed or changed since (names, "
+            "labels or sizes). Give another --output, or --overwrite to begin again."
+        )
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ConfigError(
             f"{root} holds the answers to another question: {lines[0]}{more}. "
             "Give another --output, or --overwrite to begin again."
         )
+
+
+def _is_fingerprint_of_images(line: str) -> bool:
+    path = line.partition(":")[0]
+    return path.startswith(("cells", "protocol.sets")) and path.endswith(".fingerprint")
 
 
 def _is_consequence(line: str) -> bool:
@@ -323,16 +334,8 @@ def _packed(arrays: Arrays) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file all or nothing. Several processes may write the same content, so the temporary name is its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace a file all or nothing, whichever other processes write the same."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        atomic_write(path, content, shared=True)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

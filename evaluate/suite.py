@@ -81,6 +81,11 @@ class View:
 
 
 @dataclass(frozen=True)
+class ProbeView(View):
+    """The same question to a linear head that was trained on frozen features: its metrics are named ``probe_``."""
+
+
+@dataclass(frozen=True)
 class KnnView:
     """A question to the neighbours: which label have the nearest images of ``reference``? By embeddings."""
 
@@ -97,6 +102,10 @@ class KnnView:
     n_classes: int
     groups: NDArray[np.int64] | None = None
 
+    @property
+    def id(self) -> str:
+        return f"{self.dataset}/{self.split}"
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -112,6 +121,7 @@ class Suite:
     views: tuple[View | KnnView, ...]
     protocol: Mapping[str, Any]
     class_ids: tuple[str, ...] = ()
+    neighbour_names: tuple[str, ...] = ()  # of the labels of neighbours, where these are not the classes
     templates: tuple[str, ...] | None = None  # None: the model's own
     notes: tuple[str, ...] = ()  # what was left out, and why, in words
 

@@ -143,8 +143,13 @@ def emoji_suite(
         cells=tuple(cells.values()),
         views=tuple(views),
         protocol=_protocol(data, block, splits, knn, sweep, subset, len(unseen)),
+        neighbour_names=_subgroups(data),
         templates=templates,
     )
+
+
+def _subgroups(data: EmojiSet) -> tuple[str, ...]:
+    return tuple(sorted({concept.subgroup for concept in data.concepts}))
 
 
 def _classification(
@@ -186,7 +191,7 @@ def _reference_cell(data: EmojiSet, knn: Neighbours) -> Cell:
 
 
 def _neighbours(data: EmojiSet, knn: Neighbours, cells: dict[str, Cell], reference: Cell, shown: Any) -> list[KnnView]:
-    subgroups = sorted({concept.subgroup for concept in data.concepts})
+    subgroups = _subgroups(data)
 
     def labels(images: Iterable[EmojiImage]) -> NDArray[np.int64]:
         return np.array([subgroups.index(data.concepts[image.concept].subgroup) for image in images], dtype=np.int64)
@@ -245,7 +250,7 @@ def _protocol(
             "splits": list(KNN_SPLITS),
             "reference": [f"seen/{style}" for style in knn.reference],
             "labels": "subgroup",
-            "classes": len({concept.subgroup for concept in data.concepts}),
+            "classes": len(_subgroups(data)),
             "k": list(knn.k),
             "temperature": knn.temperature,
         }

@@ -119,6 +119,9 @@ def imagenet_suite(
             parts.views.append(view)
     if knn is not None:
         _add_neighbours(parts, knn, present)
+    asked = {view.id for view in parts.views}
+    if any(view.dataset == "imagenet-c" for view in parts.views) and "imagenet/val" not in asked:
+        parts.notes.append("imagenet-c: no relative mCE, which needs the clean images: ask for imagenet with it")
     return Suite(
         name="imagenet",
         class_names=imagenet_names(),

@@ -19,7 +19,7 @@ from digpt.runtime.base import no_text
 from evaluate.cli import ClassifyOptions, execute, parse
 from evaluate.select import Asked, select_suite
 from evaluate.suite import Suite
-from evaluate.suite_imagenet import ZERO_SHOT
+from evaluate.suite_imagenet import ROBUSTNESS, ZERO_SHOT
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise no_text(engine.info)
         return select_suite(options, engine, asked)
 
-    return execute(options, suite, prefer_text=True)
+    return execute(options, suite, prefer_text=True, served=ROBUSTNESS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ package imports neither OpenCV nor Pillow. Definitions and constants: Hendrycks 
 Network Robustness to Common Corruptions and Perturbations" (ICLR 2019), hendrycks/robustness, ``ImageNet-C/create_c``.
 """
 
-from digpt.corruptions.apply import JPEG_QUALITY, MIN_SIDE, VERSION, corrupt, describe
+from digpt.corruptions.apply import JPEG_QUALITY, MIN_SIDE, VERSION, corrupt, describe, one_thread_each
 from digpt.corruptions.constants import CORRUPTIONS, GROUPS, SEVERITIES, constants_set
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "constants_set",
     "corrupt",
     "describe",
+    "one_thread_each",
 ]

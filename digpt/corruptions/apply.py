@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -52,6 +53,23 @@ def corrupt(image: Image, corruption: str, severity: int, *, key: str, jpeg: boo
     from digpt.corruptions.digital import jpeg_round_trip  # as lazily as the functions themselves
 
     return jpeg_round_trip(result, JPEG_QUALITY)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let OpenCV work in the thread that calls it: its own pool gets in the way of callers that are a pool themselves.
+
+    Pixels do not depend on it. Errors are those of `corrupt` without OpenCV.
+    """
+    _functions()
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def generator_for(key: str, corruption: str, severity: int) -> np.random.Generator:

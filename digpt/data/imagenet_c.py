@@ -13,9 +13,7 @@ import hashlib
 import os
 import tarfile
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -67,8 +65,8 @@ class MemberImages(ImageNetImages):
         names = Names(listing.names[row] for row in rows)
         numbers = class_numbers()
         labels = np.array([numbers[member.split("/")[0]] for member in names], dtype=np.int64)
-        super().__init__(name, root, names, labels, f"archive {tar.name}")
         self.tar, self.spans = tar, listing.spans[rows.start : rows.stop]
+        super().__init__(name, root, names, labels, self.spans[:, 1], f"archive {tar.name}")
         self.files = OpenFiles()
 
     def read(self, index: int) -> tuple[bytes, int]:
@@ -225,8 +223,6 @@ def _remembered(place: Path, key: NDArray[np.int64]) -> TarListing | None:
 
 
 def _remember(place: Path, key: NDArray[np.int64], listing: TarListing) -> bool:
-    # Several processes may list one archive at the same time: each writes a file of its own and then replaces.
-    own = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
     arrays: dict[str, Any] = {
         "key": key,
         "classes": np.array(_classes_digest()),
@@ -236,11 +232,8 @@ def _remember(place: Path, key: NDArray[np.int64], listing: TarListing) -> bool:
         "spans": listing.spans,
     }
     try:
-        atomic_write(own, lambda file: np.savez_compressed(file, **arrays))
-        os.replace(own, place)
+        atomic_write(place, lambda file: np.savez_compressed(file, **arrays), shared=True)
     except OSError:
-        with suppress(OSError):
-            own.unlink(missing_ok=True)
         return False
     return True
 

@@ -19,18 +19,22 @@ from numpy.typing import NDArray
 from digpt.data.imagenet_classes import CLASSES, class_numbers, class_subset, wnids
 from digpt.data.imagenet_sets import IMAGENET_SETS, PAGE, VAL_PREFIX, WNID, entries, is_number
 from digpt.data.images import ImageSource
-from digpt.data.source import IMAGE_EXTENSIONS, Names, read_file
+from digpt.data.source import IMAGE_EXTENSIONS, Names, file_size, read_file
 from digpt.errors import DataError
 
 _WNID_SUFFIX = re.compile(rf"({VAL_PREFIX}\d{{8}})_(n\d{{8}})(\.\w+)")  # as Hugging Face's val_images.tar.gz has it
 
 
 class Placed(NamedTuple):
-    """``name`` is ``<wnid>/<file>``, ``label`` indexes ``wnids()``, ``path`` is relative to the set's folder."""
+    """``name`` is ``<wnid>/<file>``, ``label`` indexes ``wnids()``, ``path`` is relative to the set's folder.
+
+    ``size`` is in bytes.
+    """
 
     name: str
     label: int
     path: str
+    size: int
 
 
 class ImageNetImages(ImageSource):
@@ -39,6 +43,7 @@ class ImageNetImages(ImageSource):
     Attributes:
         name: ``imagenet``, ``imagenet-v2``, ..., ``imagenet-c/fog/3``.
         root: the set's folder.
+        sizes: of the files in bytes, int64 ``[N]``.
         layout: how it lies there, in words.
         stray: files that are no images, or lie where no image belongs; relative to ``root``.
     """
@@ -46,9 +51,16 @@ class ImageNetImages(ImageSource):
     labels: NDArray[np.int64]
 
     def __init__(
-        self, name: str, root: Path, names: Names, labels: NDArray[np.int64], layout: str, stray: Sequence[str] = ()
+        self,
+        name: str,
+        root: Path,
+        names: Names,
+        labels: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        layout: str,
+        stray: Sequence[str] = (),
     ) -> None:
-        self.name, self.root, self.names, self.labels = name, root, names, labels
+        self.name, self.root, self.names, self.labels, self.sizes = name, root, names, labels, sizes
         self.layout, self.stray = layout, tuple(stray)
         self.classes = wnids()
 
@@ -61,9 +73,9 @@ class ImageNetImages(ImageSource):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of set, names and labels: not of where the set lies, how it is laid out, or the files' order."""
-        digest = hashlib.sha256(f"digpt-imagenet-1:{self.name}\n".encode())
-        for array in (self.names.text, self.names.ends, self.labels):
+        """sha256 of set, names, labels and sizes: not of where the set lies, its layout, or the files' order."""
+        digest = hashlib.sha256(f"digpt-imagenet-2:{self.name}\n".encode())
+        for array in (self.names.text, self.names.ends, self.labels, self.sizes):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -79,7 +91,8 @@ class FileImages(ImageNetImages):
             if one.name == other.name:
                 raise DataError(f"{root} holds the image {one.name} twice, at {one.path} and {other.path}; remove one.")
         labels = np.array([image.label for image in ordered], dtype=np.int64)
-        super().__init__(name, root, Names(image.name for image in ordered), labels, layout, stray)
+        sizes = np.array([image.size for image in ordered], dtype=np.int64)
+        super().__init__(name, root, Names(image.name for image in ordered), labels, sizes, layout, stray)
         self.paths = Names(image.path for image in ordered)
 
     def read(self, index: int) -> tuple[bytes, int]:
@@ -101,8 +114,8 @@ def read_folders(
     Raises:
         DataError: unknown class folders, images both in class folders and outside, or no images at all.
     """
-    folders: dict[str, list[str]] = {}
-    flat: list[str] = []
+    folders: dict[str, dict[str, int]] = {}
+    flat: dict[str, int] = {}
     stray: list[str] = []
     for entry in entries(root):
         if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -111,7 +124,7 @@ def read_folders(
             folders[entry.name], others = _images_in(root / entry.name)
             stray += [f"{entry.name}/{other}" for other in others]
         elif dataset == "imagenet" and is_image(entry.name) and entry.is_file():
-            flat.append(entry.name)
+            flat[entry.name] = file_size(entry)
         else:
             stray.append(entry.name)
     filled = [folder for folder in folders if folders[folder]]
@@ -121,14 +134,14 @@ def read_folders(
             "interrupted. Run the script again, or unpack ILSVRC2012_img_val.tar anew."
         )
     if flat:
-        labels, layout = _labels_of(flat, flat_labels)
-        images = [Placed(f"{wnids()[label]}/{_plain(file)}", label, file) for file, label in labels.items()]
+        labels, layout = _labels_of(list(flat), flat_labels)
+        images = [Placed(f"{wnids()[label]}/{_plain(file)}", label, file, flat[file]) for file, label in labels.items()]
         return FileImages(name, root, images, layout, sorted(stray))
     labels, layout = folder_labels(dataset, root, filled)
     images = [
-        Placed(f"{wnids()[label]}/{file}", label, f"{folder}/{file}")
+        Placed(f"{wnids()[label]}/{file}", label, f"{folder}/{file}", size)
         for folder, label in labels.items()
-        for file in folders[folder]
+        for file, size in folders[folder].items()
     ]
     return FileImages(name, root, images, layout, sorted(stray))
 
@@ -193,11 +206,13 @@ def _plain(file: str) -> str:
     return f"{match[1]}{match[3]}" if match else file
 
 
-def _images_in(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the images directly in a folder, and of everything else that is not hidden."""
-    images: list[str] = []
+def _images_in(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """The images directly in a folder with their bytes, and the names of everything else that is not hidden."""
+    images: dict[str, int] = {}
     others: list[str] = []
     for entry in entries(folder):
-        if not entry.name.startswith("."):
-            (images if is_image(entry.name) and entry.is_file() else others).append(entry.name)
+        if is_image(entry.name) and entry.is_file():
+            images[entry.name] = file_size(entry)
+        elif not entry.name.startswith("."):
+            others.append(entry.name)
     return images, others

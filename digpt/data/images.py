@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.data.shards import Shards
-from digpt.data.source import IMAGE_EXTENSIONS, Names, OpenFiles, SampleError, read_file, refuse_remote, seeded_choice
+from digpt.data.source import (
+    IMAGE_EXTENSIONS,
+    Names,
+    OpenFiles,
+    SampleError,
+    file_size,
+    read_file,
+    refuse_remote,
+    seeded_choice,
+)
 from digpt.data.splits import shard_pattern, spellings, split_path
 from digpt.errors import DataError, MissingDependencyError, near_misses
 
@@ -69,10 +78,13 @@ class ImageSource(ABC):
 
 
 class _Listed(ImageSource):
-    """What folders and tars have in common: names (relative to the root) and labels, listed when opened."""
+    """What folders and tars have in common: names (relative to the root), labels and sizes, listed when opened.
 
-    def __init__(self, name: str, listing: Iterable[tuple[str, str]], classes: Sequence[str] | None) -> None:
-        names, class_names = map(list, zip(*listing, strict=True))
+    ``listing`` is ``(name, class, bytes)`` of every image.
+    """
+
+    def __init__(self, name: str, listing: Iterable[tuple[str, str, int]], classes: Sequence[str] | None) -> None:
+        names, class_names, sizes = zip(*listing, strict=True)
         known = sorted(set(class_names), key=_natural) if classes is None else list(classes)
         number = {class_name: label for label, class_name in enumerate(known)}
         unknown = sorted(set(class_names) - set(known))
@@ -84,6 +96,7 @@ class _Listed(ImageSource):
         self.name, self.names = name, Names(names)
         self.classes = None if known == [""] else tuple(known)  # images that lie in no folder have no classes
         self.labels = np.array([number[class_name] for class_name in class_names], dtype=np.int64)
+        self.sizes = np.array(sizes, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -94,7 +107,7 @@ class _Listed(ImageSource):
     @property
     def fingerprint(self) -> str:
         assert self.labels is not None
-        return _digest(self.classes, self.names.text, self.names.ends, self.labels)
+        return _digest(self.classes, self.names.text, self.names.ends, self.labels, self.sizes)
 
 
 class FolderImages(_Listed):
@@ -108,8 +121,10 @@ class FolderImages(_Listed):
             raise DataError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)}), nor do the folders in it.")
         class_names = {label: name for name, label in class_to_idx.items()}
         prefix = len(str(root).rstrip("/")) + 1
-        # Sorted by ourselves: timm's order leaves "1.jpg" and "01.jpg" as the file system lists them.
-        super().__init__(str(root), sorted((path[prefix:], class_names[label]) for path, label in found), classes)
+        # Sizes folder by folder, as file systems like it; then sorted by ourselves: timm's order leaves "1.jpg" and
+        # "01.jpg" as the file system lists them.
+        listing = [(path[prefix:], class_names[label], file_size(path)) for path, label in found]
+        super().__init__(str(root), sorted(listing), classes)
         self.root = root
 
     def read(self, index: int) -> tuple[bytes, int]:
@@ -123,7 +138,7 @@ class TarImages(_Listed):
     def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
         rows = sorted(_tar_members(root))
         super().__init__(
-            str(root), [(f"{tar}:{path}" if tar else path, name) for tar, path, name, _, _ in rows], classes
+            str(root), [(f"{tar}:{path}" if tar else path, name, size) for tar, path, name, _, size in rows], classes
         )
         tars = sorted({row[0] for row in rows})
         self.paths = [root / tar if tar else root for tar in tars]
@@ -131,11 +146,6 @@ class TarImages(_Listed):
         self.tars = np.array([number[row[0]] for row in rows], dtype=np.int32)
         self.spans = np.array([row[3:] for row in rows], dtype=np.int64)
         self.files = OpenFiles()
-
-    @property
-    def fingerprint(self) -> str:
-        assert self.labels is not None
-        return _digest(self.classes, self.names.text, self.names.ends, self.labels, self.spans[:, 1])
 
     def read(self, index: int) -> tuple[bytes, int]:
         assert self.labels is not None

@@ -37,7 +37,7 @@ class Source(Protocol):
 
     Attributes:
         name: the data set in words, for messages.
-        fingerprint: sha256 of the listing (names, sizes or labels), not of the pixels.
+        fingerprint: sha256 of the listing (names, labels, sizes), not of the pixels.
         counts: samples per shard, int64 ``[shards]``, where the order should stay within windows of shards; or None.
     """
 
@@ -139,6 +139,14 @@ class OpenFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"limit": self.limit, "_open": OrderedDict()}  # a descriptor means nothing in another process
+
+
+def file_size(path: str | os.PathLike[str]) -> int:
+    """A file's bytes, for fingerprints; -1 where it cannot be asked, which reading it will explain."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def read_file(path: Path) -> bytes:

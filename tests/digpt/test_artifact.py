@@ -281,6 +281,21 @@ def test_reader_never_sees_a_partial_file(tmp_path: Path) -> None:
         thread.join()
 
 
+def test_writers_of_a_shared_path_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On several machines they may even have the same process id."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "file"
+
+    def slow(file: Any) -> None:
+        file.write(b"slow ")
+        atomic_write(path, b"quick", shared=True)
+        assert path.read_bytes() == b"quick"
+        file.write(b"writer")
+
+    atomic_write(path, slow, shared=True)
+    assert path.read_bytes() == b"slow writer" and [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
     atomic_json(tmp_path / "a.json", {"x": 1.5, "name": "é"})
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -275,6 +275,23 @@ def test_fingerprints_do_not_depend_on_the_root_or_the_order_of_files(tmp_path: 
     assert [name for name in first if first[name] != changed[name]] == ["imagenet-sketch"]
 
 
+@pytest.mark.parametrize("layout", trees.C_LAYOUTS)
+def test_fingerprints_follow_the_sizes_of_the_files(tmp_path: Path, layout: trees.CLayout) -> None:
+    """Pictures made anew under the old names: another size tells, in folders and in archives."""
+    fingerprints = []
+    for root, size in (("a", 8), ("b", 8), ("c", 64)):
+        trees.write_c(tmp_path / root, CLASSES, layout=layout, corruptions=("fog",), severities=(3,), size=size)
+        fog = open_imagenet("imagenet-c", tmp_path / root, corruption="fog", severity=3)
+        assert fog.sizes.tolist() == [len(fog.read(index)[0]) for index in range(len(fog))]
+        fingerprints.append(fog.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    folder = trees.write_val(tmp_path / "a", CLASSES, layout="synset_labels")  # flat
+    before = open_imagenet("imagenet", tmp_path / "a")
+    path = next(folder.rglob("ILSVRC2012_val_*.JPEG"))
+    path.write_bytes(path.read_bytes() + b"0")
+    assert open_imagenet("imagenet", tmp_path / "a").fingerprint != before.fingerprint
+
+
 def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ImageNet-A was not found under .*imagenet-a, .*hendrycks"):
         open_imagenet("imagenet-a", tmp_path)

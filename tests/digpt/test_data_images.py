@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import extract_tarinfos
 
-from digpt.data.images import ImageSource, TarImages, open_images
+from digpt.data.images import FolderImages, ImageSource, TarImages, open_images
 from digpt.data.source import SampleError
 from digpt.errors import DataError, MissingDependencyError
 
@@ -97,6 +97,34 @@ def test_the_order_is_the_names_and_the_fingerprint_follows_the_listing(tmp_path
     assert open_images(f"tar:{moved}").fingerprint == source.fingerprint
     write_tar(moved / "c11.tar", {"0.png": picture(99)})
     assert open_images(f"tar:{moved}").fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar"])
+def test_the_fingerprint_follows_the_sizes_of_the_files(tmp_path: Path, layout: str) -> None:
+    """A picture that was replaced has another size, nearly always; the time it was written does not matter."""
+
+    def opened(files: dict[str, bytes]) -> ImageSource:
+        if layout == "tar":
+            return open_images(f"tar:{write_tar(tmp_path / 'images.tar', files)}")
+        for path, data in files.items():
+            (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "images" / path).write_bytes(data)
+        return open_images(f"folder:{tmp_path / 'images'}")
+
+    first, again = opened(FILES).fingerprint, opened(FILES).fingerprint
+    assert first == again
+    assert opened({**FILES, "c10/1.png": picture(99) + b"0"}).fingerprint != first
+    assert opened(FILES).fingerprint == first
+
+
+def test_a_link_to_nowhere_is_one_bad_sample(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images")
+    (root / "c2" / "0.png").unlink()
+    (root / "c2" / "0.png").symlink_to("nowhere")
+    source = FolderImages(root)
+    assert len(source.fingerprint) == 64
+    with pytest.raises(SampleError, match="cannot be read"):
+        source.read(list(source.names).index("c2/0.png"))
 
 
 def truncated(content: bytes) -> bytes:

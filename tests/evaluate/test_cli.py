@@ -12,7 +12,7 @@ from digpt.engine import Engine
 from digpt.errors import BackendError
 from digpt.results import from_json, read_results
 from digpt.testing import tiny_checkpoint
-from evaluate import cli, imagenet, knn, recompute, robustness, zeroshot
+from evaluate import cli, imagenet, knn, recompute, robustness, run, zeroshot
 from export import pipeline
 
 QUICK = ("--corruptions", "none")
@@ -148,6 +148,91 @@ def test_processes_of_a_launcher_share_the_work_and_the_first_waits(rigged_engin
     assert (tmp_path / "results.json").exists() and slept == []
 
 
+def test_the_part_that_finishes_last_prints_whichever_it_is(rigged_engine, emoji_root, tmp_path, capsys):
+    arguments = ["--data-root", str(emoji_root), *QUICK, "--limit", "20", "--output", str(tmp_path), "--json"]
+    assert robustness.main([*arguments, "--part", "1/2"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "part 1/2 is done; 3 shards of others are missing. The part that finishes last prints" in err
+    assert robustness.main([*arguments, "--part", "2/2"]) == 0
+    out, err = capsys.readouterr()
+    assert from_json(json.loads(out)) == read_results(tmp_path) and "is done" not in err
+
+
+def test_of_a_launcher_only_the_first_process_publishes(rigged_engine, emoji_root, tmp_path, monkeypatch, capsys):
+    arguments = ["--data-root", str(emoji_root), *QUICK, "--limit", "20", "--output", str(tmp_path), "--json"]
+    assert robustness.main([*arguments, "--part", "1/2"]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert robustness.main(arguments) == 0  # which completes the store
+    out, err = capsys.readouterr()
+    assert out == "" and "process 1 of 2 is done; process 0 prints the numbers" in err
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert robustness.main(arguments) == 0
+    assert from_json(json.loads(capsys.readouterr().out)) == read_results(tmp_path)
+
+
+def test_the_first_process_does_the_work_of_a_dead_one(rigged_engine, emoji_root, tmp_path, monkeypatch, capsys):
+    arguments = ["--data-root", str(emoji_root), *QUICK, "--limit", "20"]
+    assert robustness.main([*arguments, "--output", str(tmp_path / "whole")]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(run, "PATIENCE", 0.0)
+    assert robustness.main([*arguments, "--output", str(tmp_path / "alone")]) == 0
+    assert "shards of other processes were computed here" in capsys.readouterr().err
+    assert (tmp_path / "alone/results.json").read_bytes() == (tmp_path / "whole/results.json").read_bytes()
+
+
+def test_waiting_ends_when_nothing_new_comes_for_long_enough(monkeypatch):
+    class Growing:
+        """Another shard is there after 800 and after 1,600 seconds; the third never comes."""
+
+        def missing(self):
+            return [("cell", shard) for shard in range(3)][int(min(now, 1600) // 800) :]
+
+    now = 0.0
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    monkeypatch.setattr(run.time, "monotonic", lambda: now)
+    assert run.wait(Growing()) == 1
+    assert now == 1600 + run.PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2"),
+        ({"RANK": "1"}, "RANK=1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 WORLD_SIZE=2"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1 WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "RANK=0 WORLD_SIZE=two"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 WORLD_SIZE=0"),
+    ],
+)
+def test_what_a_launcher_cannot_have_set_is_refused(rigged_engine, tmp_path, monkeypatch, capsys, environment, told):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert robustness.main(["--output", str(tmp_path), *QUICK]) == 2
+    assert f"error: The environment has {told}: a launcher sets both" in capsys.readouterr().err
+    assert rigged_engine == []  # before the model is loaded
+
+
+def test_one_process_of_a_launcher_is_like_none(rigged_engine, emoji_root, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for rank in (None, "0"):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        assert imagenet.main(["--data-root", str(emoji_root), "--limit", "5"]) == 0
+        assert "emoji seen" in capsys.readouterr().out
+
+
 def test_knn_command(rigged_engine, emoji_root, capsys):
     arguments = ["--k", "1", "3", "--reference", "fluent3d", "--temperature", "0.2", "--json"]
     assert knn.main(["--data-root", str(emoji_root), *arguments]) == 0
@@ -163,6 +248,13 @@ def test_knn_command(rigged_engine, emoji_root, capsys):
         (["--limit", "0"], "--limit 0 must be at least 1"),
         (["--batch-size", "-3"], "--batch-size -3 must be at least 1"),
         (["--threads", "0"], "--threads 0 must be at least 1"),
+        (["--seed", "-1"], "--seed -1 must be at least 0"),
+        (["--crop-pct", "87.5"], "--crop-pct 87.5 must be a share above 0 and at most 1. Did you mean 0.875?"),
+        (["--crop-pct", "0"], "--crop-pct 0 must be a share above 0 and at most 1."),
+        (["--crop-pct", "nan"], "--crop-pct nan must be a share"),
+        (["--sets", "imagenet-r"], "--sets chooses among the sets of the ImageNet family: give --data-root DIR"),
+        (["--sets", "imagenet-r", "--data", "folder:x"], "give --data-root DIR, or no --sets"),
+        (["--sets", "imagenet-rr", "--data-root", "x"], "Did you mean 'imagenet-r'"),
         (["--data-root", "nowhere"], "nowhere"),
         (["--output", "{file}"], "cannot be a directory"),
     ],
@@ -174,6 +266,18 @@ def test_mistakes_end_with_one_line_and_exit_code_2(rigged_engine, tmp_path, cap
     lines = [line for line in err.splitlines() if line.strip() != "a library talks on stdout"]
     assert out == "" and len(lines) == 1
     assert lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_mistakes_of_options_are_found_before_the_model_is_loaded(rigged_engine, emoji_root, capsys):
+    for arguments in (["--seed", "-1"], ["--crop-pct", "87.5"], ["--sets", "imagenet"]):
+        assert imagenet.main(arguments) == 2
+    assert imagenet.main(["--data-root", "x", "--sets", "imagenet", "imagenet-c"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--sets imagenet-c is none of this command's sets: imagenet, imagenet-v2, imagenet-real." in error
+    assert error.endswith("Ask imagenet-c with evaluate.robustness.")
+    assert rigged_engine == []
+    assert robustness.main(["--data-root", str(emoji_root), "--sets", "imagenet"]) == 2
+    assert "holds the emoji set" in capsys.readouterr().err
 
 
 def test_errors_of_the_engine_end_alike(emoji_root, monkeypatch, capsys):
@@ -216,8 +320,9 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_real_checkpoint_twice_gives_the_same_bytes(checkpoint, emoji_root, tmp_path):
-    for run in ("a", "b"):
-        arguments = ["--data-root", str(emoji_root), "--limit", "30", "--output", str(tmp_path / run), "--threads", "1"]
+    for name in ("a", "b"):
+        arguments = ["--data-root", str(emoji_root), "--limit", "30", "--output", str(tmp_path / name)]
+        arguments += ["--threads", "1"]
         arguments += QUICK
         assert robustness.main([str(checkpoint), *arguments]) == 0
     assert (tmp_path / "a/results.json").read_bytes() == (tmp_path / "b/results.json").read_bytes()

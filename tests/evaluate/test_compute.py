@@ -92,6 +92,32 @@ def test_rows_keep_their_place_through_batches_and_shards(monkeypatch):
     assert runtime.batches == [3, 2, 3, 2, 3]  # no batch spans two shards
     assert clock.images == 13 and "loader" in clock.line() and "images/s" in clock.line()
     assert Clock().line() == ""
+    whole = Clock(loader=1, model=2, store=3, images=4)
+    whole.add(Clock(loader=10, model=20, store=30, images=40))
+    assert whole == Clock(11, 22, 33, 44)
+
+
+def test_opencv_works_in_the_threads_that_load():
+    """A pool of its own beside that of the loader made corrupting slower."""
+    import cv2
+
+    class Asks(Seen):
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            threads.append(cv2.getNumThreads())
+            return super().logits(images)
+
+    threads: list[int] = []
+    suite, _ = made(2, sweep=Sweep(32, corruptions=("contrast",), severities=(1,)))
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        filled(suite, Asks())
+        assert threads == [1, 1] and cv2.getNumThreads() == 2
+        threads.clear()
+        filled(made(2)[0], Asks())  # nothing to corrupt
+        assert threads == [2]
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_a_sweep_decodes_each_picture_once_and_corrupts_it_by_its_key(monkeypatch):

@@ -190,6 +190,18 @@ def test_mce_of_a_hand_made_table(tmp_path, layout):
     assert low == 0.0 and high == pytest.approx(2 * mce)  # of four images two are wrong: a resample may take any
 
 
+def test_without_the_clean_images_it_is_said_why_there_is_no_relative_mce(tmp_path):
+    write_c(tmp_path, (3, 500), 2, size=16)
+    write_val(tmp_path, (3, 500), 2)
+    write_v2(tmp_path, (3, 500), 1)
+    for sets, relative in ((("imagenet-c",), False), (("imagenet-real", "imagenet-c"), False), (ROBUSTNESS, True)):
+        suite = imagenet_suite(tmp_path, sets=sets)
+        assert any("imagenet-c: no relative mCE" in note for note in suite.notes) != relative
+        document = run_suite(Engine(ColourRuntime()), suite).document
+        assert any(row.metric == "relative_mce" for row in document.results) == relative
+    assert not imagenet_suite(tmp_path, sets=("imagenet-v2",)).notes
+
+
 def test_images_of_c_are_cropped_and_never_shrunk_first(tmp_path):
     """Their outermost pixels must reach a model that resizes to 256 and crops 224: the rigged one reads a corner."""
     write_c(tmp_path, (4,), 1)

@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tmp_path, m
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr("digpt.files.os.fsync", full)
     with pytest.raises(DataError, match="cannot be written: No space left on device"):
         store.put("set/val", 0, answers())
     assert store.missing() and not list(Path(tmp_path).rglob("*.tmp"))

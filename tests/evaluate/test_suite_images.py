@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,20 @@ def test_neighbours_among_the_training_images(pictures):
 def test_pictures_without_splits_are_not_their_own_neighbours(pictures):
     with pytest.raises(DataError, match="has no splits"):
         images_suite(f"folder:{pictures / 'val'}", knn=Neighbours(k=(1,)))
+
+
+def test_pictures_that_changed_do_not_continue_a_store(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluate.cli.Engine.load", lambda *args, **kwargs: Engine(Channels(dim=3)))
+    arguments = ["x", "--data", f"folder:{pictures}", "--output", str(tmp_path / "out")]
+    assert imagenet.main(arguments) == 0
+    shutil.move(pictures, tmp_path / "moved" / pictures.name)
+    moved = ["x", "--data", f"folder:{tmp_path / 'moved' / pictures.name}", "--output", str(tmp_path / "out")]
+    assert imagenet.main(moved) == 0  # where they lie does not matter
+    Image.new("RGB", (90, 90), (0, 200, 0)).save(tmp_path / "moved" / pictures.name / "val" / "blue" / "1.png")
+    assert imagenet.main(moved) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "answers about other files: those of my-pictures/val were added, removed or changed" in error
+    assert imagenet.main([*moved, "--overwrite"]) == 0
 
 
 def test_a_head_for_other_classes_and_pictures_without_folders(pictures, tmp_path):
