@@ -269,13 +269,14 @@ class Engine:
         return {"texts": self._texts.stats(), "class_matrices": self._matrices.stats()}
 
     def verify_golden(self) -> GoldenReport:
-        """Let the live backend recompute the artifact's golden embeddings, and report how far off it is."""
+        """Let the live backend recompute the artifact's golden answers, and report how far off it is."""
         return check_golden(
             self.runtime.golden,
             self.info,
             decode=self.decode,
             embed=lambda images: self.embed_images(images, normalize=False),
             embed_texts=self._compute_texts,
+            pixel_logits=self.pixel_logits,
         )
 
     def close(self) -> None:

@@ -55,9 +55,10 @@ class RuntimeInfo:
 
 @dataclass(frozen=True)
 class Golden:
-    """Real images and texts with the embeddings that torch float32 gave them, and how far a runtime may be off.
+    """Real images and texts with the answers that torch float32 gave them, and how far a runtime may be off.
 
     images: uint8 ``[n,H,W,3]``, after the crop. embeddings: float32 ``[n,D]``, not normalised.
+    pixel_logits: of a segmenter, float32 ``[m,K,h,w]`` of the first m images at every ``pixel_step``-th row and column.
     encoded: the files the images were decoded from, to check the preprocessing too (may be empty).
     cosine: the lowest cosine allowed. relative_error: the largest ``|a - b| / |b|`` of a row allowed.
     """
@@ -69,6 +70,8 @@ class Golden:
     encoded: tuple[bytes, ...] = ()
     texts: tuple[str, ...] = ()
     text_embeddings: np.ndarray | None = None
+    pixel_logits: np.ndarray | None = None
+    pixel_step: int = 1
 
 
 class Runtime(Protocol):
