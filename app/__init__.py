@@ -1,4 +1,4 @@
-"""The Gradio demo: classify with your own labels, compare, and look at drawing styles the model never saw.
+"""The Gradio demo: classify with your own labels, compare, look at drawing styles the model never saw, or segment.
 
     python -m app --model bundled
 
@@ -8,7 +8,7 @@
 | guard.py | what a mounted page may be asked |
 | handlers.py | what the tabs compute, without Gradio |
 | examples.py | pictures of never-trained styles to click on |
-| snippets.py | the curl line that reproduces what is on screen |
+| snippets.py | the shell line that reproduces what is on screen |
 | cli.py | the command line |
 
 ``serve`` mounts it at /demo with ``mount``. Gradio takes seconds to import, so it is only imported when it is used.

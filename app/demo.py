@@ -1,10 +1,10 @@
-"""The page: three tabs over one engine. What they compute is in ``app.handlers``."""
+"""The page: tabs over one engine, by what its model can do. What they compute is in ``app.handlers``."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ LIMITS = (
 )
 DEFAULT_LABELS = "red apple\ndog face\nrocket\npizza\nhouse"
 STANDALONE_ADDRESS = "http://127.0.0.1:8000"  # where `python -m serve` listens unless told otherwise
+SEGMENTED_KEPT = 8  # pictures with their classes, of everybody who looks at the page
 EXAMPLES = 5  # on the first tab
 MAX_WAITING = 32
 CACHE_SWEEP_S, CACHE_AGE_S = 600, 3600
@@ -37,12 +38,19 @@ def build_demo(engine: Engine, *, api_here: bool = False) -> gr.Blocks:
     examples = write_examples(emoji, Path(files.name)) if emoji else []
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CACHE_SWEEP_S, CACHE_AGE_S)) as blocks:
         gr.Markdown(header(engine.info), elem_classes="digpt-model")
-        with gr.Tab("Classify"):
-            classify_tab(engine, examples, handlers.known_concepts(engine, emoji), api_here)
+        segments = engine.info.head == "upernet"
+        classifies = engine.info.has_text or not segments
+        if segments:
+            with gr.Tab("Segment"):
+                segment_tab(engine, api_here)
+        if classifies:
+            with gr.Tab("Classify"):
+                classify_tab(engine, examples, handlers.known_concepts(engine, emoji), api_here)
         with gr.Tab("Compare"):
             compare_tab(engine, api_here)
-        with gr.Tab("Styles never seen"):
-            styles_tab(engine, examples)
+        if classifies:
+            with gr.Tab("Styles never seen"):
+                styles_tab(engine, examples)
     blocks.digpt_files = files  # removed when the page is
     return blocks
 
@@ -59,8 +67,8 @@ def mount(fastapi_app: Any, engine: Engine, path: str, *, guard: Callable[[], ob
 
 def launch(engine: Engine, host: str, port: int) -> None:
     """Show the page on its own until interrupted."""
-    if engine.info.has_text and engine.info.labels:
-        engine.class_matrix(engine.info.labels)  # seconds, better spent before the first click
+    if engine.info.has_text and engine.info.choices:
+        engine.class_matrix(engine.info.choices)  # seconds, better spent before the first click
     page = queued(build_demo(engine))
     page.launch(server_name=host, server_port=port, quiet=True, share=False, **options(engine))
 
@@ -92,10 +100,12 @@ def theme() -> gr.themes.Base:
 
 def header(info: RuntimeInfo) -> str:
     """Markdown that says which model answers, and what it knows."""
+    segments = f"It gives every pixel one of {len(info.labels or ())} classes."
     return (
         f"# digpt: {info.name}\n"
         f"{info.backend} {info.precision}, {info.preprocess.size} x {info.preprocess.size} pixels, "
-        f"{info.dim}-dimensional embeddings. Fingerprint `{info.fingerprint}`\n\n{LIMITS}"
+        f"{info.dim}-dimensional embeddings. Fingerprint `{info.fingerprint}`\n\n"
+        f"{segments if info.head == 'upernet' else LIMITS}"
     )
 
 
@@ -130,7 +140,7 @@ def classify_tab(engine: Engine, examples: list[Example], concepts: list[str], a
             labels = gr.Textbox(
                 DEFAULT_LABELS if engine.info.has_text else "",
                 label="Labels, one per line or separated by commas",
-                info="Leave empty for the model's own." if engine.info.labels else None,
+                info="Leave empty for the model's own." if engine.info.choices else None,
                 lines=5,
             )
             suggestion = gr.Dropdown(
@@ -168,6 +178,35 @@ def classify_tab(engine: Engine, examples: list[Example], concepts: list[str], a
     )
 
 
+def segment_tab(engine: Engine, api_here: bool) -> None:
+    """Picture in, its classes laid over it in colours, a legend and the python line out."""
+    with gr.Row():
+        with gr.Column():
+            picture = picture_input("Picture", 270)
+            opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity of the colours")
+            button = gr.Button("Segment", variant="primary")
+        result = gr.Image(label="The class of every pixel", interactive=False, format="png", buttons=["download"])
+    legend = gr.HTML()
+    command = shell_command()
+    # Moving the slider asks the model nothing. Gradio names an upload by its content, so a path is always one picture.
+    segmented = lru_cache(SEGMENTED_KEPT)(lambda path: handlers.segment(engine, path))
+
+    @sentences
+    def run(path: str | None, strength: float) -> tuple[Any, str, str]:
+        found = segmented(path)
+        shares = handlers.shares(found.classes, engine.info.labels or ())
+        spec = snippets.CHECKPOINT if api_here else engine.info.spec  # where a server keeps its files is its own
+        line = snippets.python_segment(spec, path, found.classes.shape)
+        return handlers.overlay(found, strength), handlers.legend(shares), line
+
+    def run_if_given(path: str | None, strength: float) -> tuple[Any, str, str]:
+        return run(path, strength) if path else (None, "", "")
+
+    inputs, outputs = [picture, opacity], [result, legend, command]
+    button.click(run, inputs, outputs, api_name="segment")
+    gr.on([picture.change, opacity.release], run_if_given, inputs, outputs, api_visibility="private")
+
+
 def compare_tab(engine: Engine, api_here: bool) -> None:
     """Two pictures, or a picture and a text, in; cosines out."""
     with gr.Row():
@@ -197,10 +236,10 @@ def styles_tab(engine: Engine, examples: list[Example]) -> None:
         gr.Markdown("The bundled data set is not installed here; this tab shows its pictures.")
         return
     names = sorted({example.name for example in examples})
-    labels = "" if engine.info.labels else "\n".join(names)
+    labels = "" if engine.info.choices else "\n".join(names)
     gr.Markdown(
         "The bundled model was trained on Noto, Twemoji and Fluent 3D drawings. It never saw these styles. "
-        f"Click a picture to ask the model which of {len(engine.info.labels or names)} names it goes by."
+        f"Click a picture to ask the model which of {len(engine.info.choices or names)} names it goes by."
     )
     style = gr.Radio([(title, name) for name, title in STYLES.items()], value="flat", label="Style")
     with gr.Row():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from digpt.data.ade20k import palette
 from digpt.data.emoji import EmojiSet
 from digpt.engine import Engine
 from digpt.errors import DataError, InputError
 
 MAX_LABELS = 4096
+MAX_SHOWN = 1024  # pixels of a segmented picture's longer side
 
 
 def parse_labels(text: str) -> list[str]:
@@ -65,6 +70,64 @@ def similarity(engine: Engine, first: str | None, second: str | None, text: str)
     return [(f"{names[a]} and {names[b]}", float(cosine[a, b])) for a, b in pairs]
 
 
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """A picture as it is shown, uint8 ``[h,w,3]``, and the class of each of its pixels, uint8 ``[h,w]``."""
+
+    picture: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Share:
+    """A class that was found: its name, its colour (R, G, B) and the fraction of the pixels that it has."""
+
+    name: str
+    color: tuple[int, int, int]
+    fraction: float
+
+
+def segment(engine: Engine, path: str | None) -> Segmented:
+    """Segment the file at ``path`` whole; above ``MAX_SHOWN`` pixels a side it gets its classes in the size shown.
+
+    Raises:
+        InputError: there is none, or it is no picture.
+    """
+    if not path:
+        raise InputError("Give a picture first.")
+    picture = engine.decode_whole(Path(path).read_bytes())
+    factor = min(1.0, MAX_SHOWN / max(picture.shape[:2]))
+    height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
+    shown = np.asarray(Image.fromarray(picture).resize((width, height))) if factor < 1 else picture
+    return Segmented(shown, engine.segment(picture, size=(height, width)))
+
+
+def overlay(segmented: Segmented, opacity: float) -> np.ndarray:
+    """The picture under the colours of its classes: uint8 ``[h,w,3]``; opacity 0 is the picture, 1 the colours."""
+    colors = palette(int(segmented.classes.max()) + 1)[segmented.classes]
+    mixed = segmented.picture * np.float32(1 - opacity) + colors * np.float32(opacity)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def shares(classes: np.ndarray, names: Sequence[str]) -> list[Share]:
+    """The classes found in uint8 ``[h,w]``, the largest first."""
+    counts = np.bincount(classes.ravel(), minlength=len(names))
+    found = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist()
+    colors = palette(len(names)).tolist()
+    return [Share(names[index], tuple(colors[index]), float(counts[index] / classes.size)) for index in found]
+
+
+def legend(found: Sequence[Share]) -> str:
+    """Classes with their colours and percentages, as HTML."""
+    entries = [
+        f'<li style="display: inline-block; margin-right: 1.5em"><span style="display: inline-block; width: 1em; '
+        f'height: 1em; vertical-align: middle; background: rgb{share.color}"></span> {html.escape(share.name)} '
+        f"{share.fraction:.1%}</li>"
+        for share in found
+    ]
+    return f'<ul style="list-style: none; padding: 0">{"".join(entries)}</ul>'
+
+
 def add_label(labels: str, chosen: str | None) -> str:
     """Append a suggested label on a line of its own, unless it is there already."""
     if not chosen or chosen in parse_labels(labels):
@@ -82,6 +145,6 @@ def load_emoji() -> EmojiSet | None:
 
 def known_concepts(engine: Engine, emoji: EmojiSet | None) -> list[str]:
     """Labels to suggest: the model's own, else the names of the bundled set."""
-    if engine.info.labels:
-        return sorted(engine.info.labels)
+    if engine.info.choices:
+        return sorted(engine.info.choices)
     return sorted(concept.name for concept in emoji.concepts) if emoji and engine.info.has_text else []

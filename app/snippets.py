@@ -1,10 +1,12 @@
-"""The curl line that gives the numbers on screen."""
+"""The line for a shell that gives what is on screen."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+CHECKPOINT = "CKPT.pt"  # stands for a model whose place is not told
 
 
 def curl_classify(address: str, path: str | None, labels: Sequence[str], template: str, top_k: int) -> str:
@@ -23,6 +25,17 @@ def curl_embed(address: str, paths: Sequence[str | None], text: str) -> str:
     if text.strip():
         parts.append(f"--form-string {shlex.quote(f'texts={text.strip()}')}")
     return _curl(f"{address}/embed", parts)
+
+
+def python_segment(spec: str, path: str | None, size: Sequence[int]) -> str:
+    """Load the model, segment a file to ``size`` (height, width) and write ``classes.png``: class numbers as grey."""
+    name = Path(path).name if path else "image.png"
+    code = (
+        "from pathlib import Path; from PIL import Image; from digpt.engine import Engine; "
+        f"engine = Engine.load({spec!r}); picture = engine.decode_whole(Path({name!r}).read_bytes()); "
+        f"Image.fromarray(engine.segment(picture, size={tuple(size)})).save('classes.png')"
+    )
+    return f"python -c {shlex.quote(code)}"
 
 
 def _file(path: str | None) -> str:

@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from digpt.cache import LruCache
-from digpt.errors import BackendError, CapabilityError, InputError
-from digpt.preprocess import DecodeLimits
+from digpt.errors import BackendError, CapabilityError, InputError, MissingDependencyError
+from digpt.preprocess import DecodeLimits, decode
 from digpt.runtime import load_runtime
-from digpt.runtime.base import Runtime, RuntimeInfo, check_images, no_logits, no_text
+from digpt.runtime.base import Runtime, RuntimeInfo, check_images, check_pictures, no_logits, no_pixels, no_text
 from digpt.runtime.golden import GoldenReport, check_golden
 from digpt.text import TEXT_BATCH, class_embeddings, class_set_hash
 from digpt.text import normalize as unit_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from digpt.segment_inference import SegmentInference
 
 CLASS_MATRIX_ROWS = 65_536  # rows of all cached class matrices together: 50 MB at width 192, 200 MB at 768
 
@@ -76,6 +82,15 @@ class Engine:
         """
         return self.info.preprocess(data, self.limits)
 
+    def decode_whole(self, data: bytes) -> np.ndarray:
+        """Encoded image bytes -> the whole picture in its own size, uint8 ``[H,W,3]``, for `segment`.
+
+        Raises:
+            UnsupportedFormatError, ImageTooLargeError, UnreadableImageError: see ``digpt.preprocess.open_image``.
+        """
+        preprocess = self.info.preprocess
+        return np.array(decode(data, alpha=preprocess.alpha, exif=preprocess.exif, limits=self.limits))
+
     def embed_images(
         self, images: Sequence[np.ndarray] | np.ndarray, *, normalize: bool = True, batch_size: int = 64
     ) -> np.ndarray:
@@ -94,6 +109,42 @@ class Engine:
     def patch_tokens(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Crops -> float32 ``[B,N,C]`` encoder features of every patch in raster order."""
         return self._run_images(self.runtime.patch_tokens, np.stack(list(images)))
+
+    def pixel_logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B,H,W,3]``, usually the segmenter's crops -> float32 ``[B,K,H,W]``; CapabilityError without one."""
+        if self.info.head != "upernet":
+            raise no_pixels(self.info)
+        images = check_pictures(images)
+        with self._lock:
+            logits = self.runtime.pixel_logits(images)
+        return _finite(logits, self.info)
+
+    def segment(
+        self, image: np.ndarray, inference: SegmentInference | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """One picture uint8 ``[H,W,3]`` of any size -> the class of every pixel, uint8 ``[H,W]``.
+
+        Other calls get their turn between batches of windows. Needs torch in the process, whatever the backend.
+
+        Args:
+            inference: None for windows of the crop the model was trained at, with ``SegmentInference.for_crop``.
+            size: (height, width) of the answer; None for the picture's own.
+
+        Raises:
+            CapabilityError: the model has no segmentation head.
+            MissingDependencyError: torch is not installed.
+        """
+        if self.info.head != "upernet":
+            raise no_pixels(self.info)
+        image = check_pictures(image[None])[0]
+        try:
+            from digpt.segment_inference import SegmentInference, predict
+        except ImportError:
+            raise MissingDependencyError(
+                "Segmenting whole pictures needs torch, which is not installed here: pip install torch."
+            ) from None
+        inference = inference or SegmentInference.for_crop(self.info.segment_crop or self.info.preprocess.size)
+        return predict(_PixelModel(self), image, replace(inference, batch=self._batch(inference.batch)), size)
 
     def embed_texts(self, texts: Sequence[str], *, normalize: bool = True) -> np.ndarray:
         """Strings -> float32 ``[N,D]``, unit rows by default; recent texts come from the cache.
@@ -181,13 +232,15 @@ class Engine:
         if labels is None:
             if matrix is not None:
                 raise InputError("matrix was given without the labels of its rows.")
-            if not self.info.labels:
+            if self.info.head == "upernet" and not self.info.has_text:
+                raise no_logits(self.info)
+            if not self.info.choices:
                 raise (
                     no_text(self.info)
                     if not self.info.has_text
                     else CapabilityError(f"{self.info.name} has no labels of its own; give labels to choose from.")
                 )
-            labels = self.info.labels
+            labels = self.info.choices
         if matrix is None:
             matrix = self.class_matrix(labels, templates)
         if len(matrix) != len(labels):
@@ -216,13 +269,14 @@ class Engine:
         return {"texts": self._texts.stats(), "class_matrices": self._matrices.stats()}
 
     def verify_golden(self) -> GoldenReport:
-        """Let the live backend recompute the artifact's golden embeddings, and report how far off it is."""
+        """Let the live backend recompute the artifact's golden answers, and report how far off it is."""
         return check_golden(
             self.runtime.golden,
             self.info,
             decode=self.decode,
             embed=lambda images: self.embed_images(images, normalize=False),
             embed_texts=self._compute_texts,
+            pixel_logits=self.pixel_logits,
         )
 
     def close(self) -> None:
@@ -251,6 +305,18 @@ class Engine:
             f"{self.info.name} has no learned logit bias, so it cannot give independent (multi-label) scores; "
             "models that can: those trained with a sigmoid loss, such as open_clip:ViT-B-16-SigLIP/webli."
         )
+
+
+class _PixelModel:
+    """An engine as ``digpt.segment_inference`` wants it: the same pixels and logits, as tensors."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def pixel_logits(self, images: Tensor) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self._engine.pixel_logits(images.numpy()))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Shapes: B batch, H x W pixels, N patches, C encoder width, D embedding width, L 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import timm
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from digpt.errors import CapabilityError, CheckpointError
 from digpt.preprocess import Preprocess
 from digpt.text import CompactTokenizer
+
+if TYPE_CHECKING:
+    from digpt.segmentation import Segmenter  # which imports this module
 
 
 class TextTower(TextTransformer):
@@ -37,7 +40,8 @@ class InferenceModel(nn.Module):
     Pixels are scaled to [0, 1] and normalised with the buffers ``mean`` and ``std``. A ``projection`` head maps the
     pooled features into the joint image-text space; a ``linear`` head leaves the embedding alone and gives ``logits``.
 
-    ``encoder`` is a timm model (pooled by its own ``forward_head``) or an open_clip vision tower.
+    ``encoder`` is a timm model (pooled by its own ``forward_head``) or an open_clip vision tower. A ``segmenter`` is
+    one around that same encoder: its logits are of pixels, its embedding the encoder's.
     """
 
     mean: Tensor
@@ -52,11 +56,13 @@ class InferenceModel(nn.Module):
         dim: int,
         head: nn.Linear | None = None,
         head_type: str | None = None,
+        segmenter: Segmenter | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder  # a module; Any because timm's and open_clip's share no typed interface
         self.projection = head if head_type == "projection" else None
         self.linear = head if head_type == "linear" else None
+        self.segmenter = segmenter
         self.is_timm = hasattr(encoder, "forward_head")
         self.dim = dim
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -102,6 +108,13 @@ class InferenceModel(nn.Module):
             normalised, indices=1, normalize_intermediates=normed, intermediates_only=True, output_fmt="NLC"
         )
         return outputs["image_intermediates"][-1].float()
+
+    @property
+    def head_kind(self) -> Literal["linear", "upernet"] | None:
+        """What the model's labels are the classes of: pictures (``linear``), pixels (``upernet``), or of no head."""
+        if self.segmenter is not None:
+            return "upernet"
+        return "linear" if self.has_logits else None
 
     @property
     def has_logits(self) -> bool:
@@ -159,13 +172,22 @@ def build_from_config(
     Raises:
         CheckpointError: arguments the library refuses, or weights that do not fit them.
     """
+    return _build_image(config, weights).eval(), _build_text(config.get("text"), weights.get("text"))
+
+
+def _build_image(config: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> InferenceModel:
     preprocess = Preprocess.from_dict(config["preprocess"])
+    if (config.get("head") or {}).get("type") == "upernet":
+        from digpt.segmentation import build_segmenter  # which imports this module
+
+        segmenter = build_segmenter(config, weights)
+        width = int(segmenter.encoder.head_hidden_size)
+        return InferenceModel(segmenter.encoder, preprocess.mean, preprocess.std, dim=width, segmenter=segmenter)
     encoder, width = build_encoder(config)
     load_strict(encoder, weights["encoder"], "encoder")
     head, head_type = _build_head(config.get("head"), weights.get("head"))
     dim = head.out_features if head is not None and head_type == "projection" else width
-    model = InferenceModel(encoder, preprocess.mean, preprocess.std, dim=dim, head=head, head_type=head_type)
-    return model.eval(), _build_text(config.get("text"), weights.get("text"))
+    return InferenceModel(encoder, preprocess.mean, preprocess.std, dim=dim, head=head, head_type=head_type)
 
 
 def build_encoder(config: Mapping[str, Any]) -> tuple[nn.Module, int]:
@@ -209,7 +231,7 @@ def _build_head(
     if head is None or head.get("in_encoder"):
         return None, None
     if head.get("type") not in ("projection", "linear"):
-        raise CheckpointError(f"Unknown head type {head.get('type')!r}; valid: projection, linear.")
+        raise CheckpointError(f"Unknown head type {head.get('type')!r}; valid: projection, linear, upernet.")
     if not weights:
         raise CheckpointError("The checkpoint's config has a head, its weights have none.")
     layer = nn.Linear(head["in"], head["out"], bias="bias" in weights)

@@ -66,6 +66,11 @@ class SegmentInference:
         if self.batch < 1 or (self.scale is not None and min(self.scale) < 1):
             raise ConfigError(f"batch={self.batch} and both numbers of scale={self.scale} must be positive.")
 
+    @classmethod
+    def for_crop(cls, crop: int) -> SegmentInference:
+        """The usual way of a model that was trained at ``crop``, as ADE20K's 341 and (2048, 512) are for 512 pixels."""
+        return cls(crop=crop, stride=max(crop * 2 // 3, 1), scale=(4 * crop, crop))
+
 
 def _check_windows(crop: int, stride: int) -> None:
     if not 1 <= stride <= crop:

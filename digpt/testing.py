@@ -17,6 +17,7 @@ from digpt.preprocess import Preprocess
 from digpt.text import CompactTokenizer, train_tokenizer
 
 TINY_LABELS = ("red apple", "green apple", "grinning face", "house")
+TINY_CLASSES = ("background", "cat", "dog", "owl", "rocket")
 
 
 def tiny_checkpoint(
@@ -73,6 +74,31 @@ def tiny_checkpoint(
         "labels": list(labels) if labels else None,
     }
     return Checkpoint(config, weights, {"command": "digpt.testing.tiny_checkpoint", "seed": seed})
+
+
+def tiny_segmenter_checkpoint(seed: int = 0, crop: int = 32, classes: Sequence[str] = TINY_CLASSES) -> Checkpoint:
+    """A segmenter around the encoder of `tiny_checkpoint`, 16 channels wide; it finds several classes in a picture."""
+    import timm
+    import torch
+
+    from digpt.segmentation import SegmentConfig, Segmenter, segment_encoder, segmenter_config, segmenter_weights
+
+    start = tiny_checkpoint(seed, text=False)
+    config, weights = segment_encoder(start.config["encoder"], start.weights["encoder"], crop)
+    preprocess = Preprocess(size=crop, mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.2))
+    segment = SegmentConfig.for_encoder(config, classes, crop=crop, channels=16, aux_channels=8)
+    encoder: Any = timm.create_model(**config)
+    encoder.load_state_dict(weights, strict=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        segmenter = Segmenter(encoder, segment, preprocess.mean, preprocess.std)
+        with torch.no_grad():
+            segmenter.upernet.classifier.weight.normal_()
+            centred = segmenter.upernet.classifier.weight - segmenter.upernet.classifier.weight.mean(1, keepdim=True)
+            segmenter.upernet.classifier.weight.copy_(centred)  # features after ReLU favour the largest sum
+    document = segmenter_config(config, segment, preprocess)
+    provenance = {"command": "digpt.testing.tiny_segmenter_checkpoint", "seed": seed}
+    return Checkpoint(document, segmenter_weights(segmenter.state_dict()), provenance)
 
 
 def _text_config(captions: Sequence[str], dim: int) -> dict[str, Any]:

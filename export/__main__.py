@@ -112,7 +112,8 @@ def show(outcome: Outcome, output: Path) -> None:
     if failed:
         console.print(f"not written, because it does not match torch float32: {', '.join(failed)}", soft_wrap=True)
     if outcome.directory is not None:
-        console.print(f"written to {output}; next:\n  python -m evaluate.robustness {output}", soft_wrap=True)
+        evaluation = "segmentation" if outcome.manifest["head"] == "upernet" else "robustness"
+        console.print(f"written to {output}; next:\n  python -m evaluate.{evaluation} {output}", soft_wrap=True)
         console.print(f"  python -m serve --model {output}", soft_wrap=True)
 
 
@@ -144,10 +145,14 @@ def rows(parity: ParityReport) -> list[tuple[str, str, str]]:
     if parity.agreement is not None:
         figure = f"top-1 agreement among {parity.classes} labels"
         shown.append((figure, f"{parity.agreement:.2%}", f">= {bounds.agreement:.1%}"))
+    if parity.pixel_agreement is not None:
+        figure = f"pixel agreement among {parity.classes} classes"
+        shown.append((figure, f"{parity.pixel_agreement:.3%}", f">= {bounds.agreement:.1%}"))
     errors = [
         ("embedding, largest error", parity.max_abs_error),
         ("logits, largest error", parity.logits_max_abs_error),
         ("patch tokens, largest error", parity.patch_tokens_max_abs_error),
+        ("pixel logits, largest error", parity.pixel_logits_max_abs_error),
     ]
     return shown + [(name, f"{value:.1e}", "") for name, value in errors if value is not None]
 

@@ -1,5 +1,8 @@
 """Builds ONNX files from a model: pixels in, embedding (and logits, patch tokens) out, any batch size.
 
+A segmenter gets a file of its own with the encoder in it once more: onnxruntime computes all outputs of a file, and an
+embedding should not cost a pyramid and the logits of every pixel.
+
 Decoding and resizing stay in ``digpt.preprocess``; conversion to float, normalisation, pooling and head are inside.
 """
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from digpt.model import InferenceModel, TextModel
 from digpt.runtime.onnx import IDENTITY_KEY
+from digpt.segmentation import Segmenter
 
 OPSET = 20
 EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
@@ -46,6 +50,25 @@ def build_image(module: InferenceModel, path: Path, *, size: int, outputs: tuple
     """Write the image tower to ``path``; ``identity`` (JSON) is stored within, for the runtime to compare."""
     example = torch.zeros(EXAMPLE_BATCH, size, size, 3, dtype=torch.uint8)
     _export(ImageGraph(module, outputs).eval(), example, path, ("images", outputs), {IDENTITY_KEY: identity})
+
+
+class PixelGraph(nn.Module):
+    """uint8 ``[B,H,W,3]`` -> the logits of every pixel ``[B,K,H,W]``; position table and pooling are of fixed sizes."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.segmenter.pixel_logits(images)
+
+
+def build_segmenter(segmenter: Segmenter, path: Path, *, identity: str) -> None:
+    """Write the segmenter to ``path`` for crops of the size that it was trained at, any number at a time."""
+    crop = segmenter.config.crop
+    example = torch.zeros(EXAMPLE_BATCH, crop, crop, 3, dtype=torch.uint8)
+    names = ("images", ("pixel_logits",))
+    _export(PixelGraph(segmenter).eval(), example, path, names, {IDENTITY_KEY: identity})
 
 
 def build_text(text: TextModel, path: Path, *, identity: str) -> None:

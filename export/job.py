@@ -23,6 +23,8 @@ from export.tokenizer import write_tokenizer
 
 GOLDEN_FILE = "golden.npz"
 GOLDEN_IMAGES = 16
+GOLDEN_SEGMENTED = 2  # of the golden images, whose logits at every few pixels are kept
+GOLDEN_PIXELS = 32  # pixels a side whose logits are kept: all of 150 classes at 512 x 512 would be 157 MB an image
 GOLDEN_FILES_LIMIT = 4 * 2**20  # bytes of encoded golden images; beyond it only their crops are kept
 FOREIGN_LABELS = 256  # of the bundled names, for models that have no labels of their own
 PACKAGES = ("digpt", "torch", "timm", "open_clip_torch", "onnx", "onnxscript", "numpy", "pillow", "tokenizers")
@@ -92,7 +94,8 @@ def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str,
         "preprocess": model.preprocess.to_dict(),
         "pooling": model.config["pooling"],
         "labels": list(model.labels) if model.labels else None,
-        "head": "linear" if model.module.has_logits else None,
+        "head": model.module.head_kind,
+        "segment_crop": None if model.module.segmenter is None else model.module.segmenter.config.crop,
         "text": text,
         "abstain_threshold": None,
         "engines": {},
@@ -119,6 +122,8 @@ def _outputs(model: Model, patch_tokens: bool) -> tuple[str, ...]:
 def _golden(reference: TorchRuntime, crops: np.ndarray, encoded: Sequence[bytes], labels: Sequence[str]) -> Golden:
     files = tuple(encoded[:GOLDEN_IMAGES])
     texts = tuple(evenly(labels, GOLDEN_IMAGES)) if reference.info.has_text else ()
+    step = max(crops.shape[1] // GOLDEN_PIXELS, 1)
+    segmented = reference.pixel_logits(crops[:GOLDEN_SEGMENTED]) if reference.info.head == "upernet" else None
     return Golden(
         images=crops[:GOLDEN_IMAGES],
         embeddings=reference.embed(crops[:GOLDEN_IMAGES]),
@@ -127,6 +132,8 @@ def _golden(reference: TorchRuntime, crops: np.ndarray, encoded: Sequence[bytes]
         encoded=files if sum(map(len, files)) <= GOLDEN_FILES_LIMIT else (),
         texts=texts,
         text_embeddings=reference.embed_texts(texts) if texts else None,
+        pixel_logits=None if segmented is None else segmented[:, :, ::step, ::step],
+        pixel_step=step,
     )
 
 

@@ -8,6 +8,7 @@ Both sides are runtimes, so that every backend is measured by the same few lines
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +24,8 @@ BATCH_SIZES = (1, 2, 3, 7, 64)
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What an engine must reach; fractions. Cosines are per image (and per text), agreement is of the top-1 label."""
+    """What an engine must reach; fractions. Cosines are per image (and per text), agreement is of the top-1
+    label, and of the best class of every pixel."""
 
     cosine_median: float
     cosine_min: float
@@ -37,7 +39,7 @@ THRESHOLDS = {"fp32": Thresholds(cosine_median=0.99999, cosine_min=0.99999, agre
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was measured and what was asked for. Absent capabilities (text, linear head) are None.
+    """What was measured and what was asked for. Absent capabilities (text, a head) are None.
 
     ``max_abs_error`` is over all values of the embeddings as the model gives them; ``batch_sizes`` maps each size that
     was tried to its lowest cosine. ``faults`` are sentences; an engine without any has passed.
@@ -53,6 +55,8 @@ class ParityReport:
     text_cosine_min: float | None
     logits_max_abs_error: float | None
     patch_tokens_max_abs_error: float | None
+    pixel_agreement: float | None
+    pixel_logits_max_abs_error: float | None
     precision: str
     thresholds: Thresholds
     faults: tuple[str, ...] = ()
@@ -72,7 +76,7 @@ def measure(
     """Compare ``candidate`` with ``reference`` on ``crops`` uint8 ``[n,H,W,3]`` and, through text, on ``labels``.
 
     Agreement is that of zero-shot classification among ``labels`` where there is a text tower, else that of the
-    linear head, else None.
+    linear head, else None. Patch tokens and a segmenter's pixels are compared on a sixteenth of the crops.
     """
     thresholds = THRESHOLDS[precision]
     ours, theirs = Engine(reference), Engine(candidate)
@@ -90,7 +94,10 @@ def measure(
         "text_cosine_min": None,
         "logits_max_abs_error": None,
         "patch_tokens_max_abs_error": None,
+        "pixel_agreement": None,
+        "pixel_logits_max_abs_error": None,
     }
+    few = crops[: max(3, len(crops) // 16)]
     if reference.info.head == "linear":
         logits = [engine.logits(crops) for engine in (ours, theirs)]
         figures["logits_max_abs_error"] = _max_abs(*logits)
@@ -99,8 +106,9 @@ def measure(
     if candidate.info.has_text:
         figures |= _text_figures(ours, theirs, (expected, live), labels)
     if candidate.info.patch_tokens:
-        few = crops[: max(3, len(crops) // 16)]
         figures["patch_tokens_max_abs_error"] = _max_abs(ours.patch_tokens(few), theirs.patch_tokens(few))
+    if reference.info.head == "upernet":
+        figures |= _pixel_figures(ours, theirs, few)
     faults = find_faults(figures, thresholds)
     return ParityReport(**figures, precision=precision, thresholds=thresholds, faults=faults)
 
@@ -108,11 +116,12 @@ def measure(
 def find_faults(figures: dict[str, Any], thresholds: Thresholds) -> tuple[str, ...]:
     """The sentences for every figure beyond its threshold; a figure that is not a number is beyond it."""
     lowest = {"cosine_median": thresholds.cosine_median, "agreement": thresholds.agreement}
+    lowest["pixel_agreement"] = thresholds.agreement
     lowest |= {name: thresholds.cosine_min for name in ("cosine_min", "text_cosine_min")}
     faults = [
         f"{name} is {figures[name]:.7f}, below {bound}"
         for name, bound in lowest.items()
-        if figures[name] is not None and not figures[name] >= bound
+        if figures.get(name) is not None and not figures[name] >= bound
     ]
     faults += [
         f"cosine_min at batch size {size} is {cosine:.7f}, below {thresholds.cosine_min}"
@@ -130,6 +139,22 @@ def _text_figures(
         "classes": len(labels),
         "text_cosine_min": float(row_cosine(live, expected).min()),
         "agreement": _agreement(Engine.similarity(embeddings[0], expected), Engine.similarity(embeddings[1], live)),
+    }
+
+
+def _pixel_figures(ours: Engine, theirs: Engine, crops: np.ndarray) -> dict[str, Any]:
+    """One, two and three crops at a time, in turn: logits of all pixels are large."""
+    equal, largest, rest, sizes = 0, 0.0, crops, itertools.cycle((1, 2, 3))
+    while len(rest):
+        size = next(sizes)
+        part, rest = rest[:size], rest[size:]
+        expected, live = (engine.pixel_logits(part) for engine in (ours, theirs))
+        equal += int((live.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        largest = max(largest, float(np.abs(live - expected).max()))
+    return {
+        "classes": expected.shape[1],
+        "pixel_agreement": equal / crops[..., 0].size,
+        "pixel_logits_max_abs_error": largest,
     }
 
 

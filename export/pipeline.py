@@ -53,17 +53,20 @@ class Outcome:
 
 def _build_onnx(job: Job, directory: Path) -> dict[str, Any]:
     entry: dict[str, Any] = {"precision": "fp32", "image": "image.onnx", "text": None, "outputs": list(job.outputs)}
-    size = job.model.preprocess.size
+    segmenter, size = job.model.module.segmenter, job.model.preprocess.size
     build_onnx.build_image(
         job.model.module, directory / entry["image"], size=size, outputs=job.outputs, identity=job.identity
     )
     if job.manifest["text"] is not None and job.model.text is not None:
         entry["text"] = "text.onnx"
         build_onnx.build_text(job.model.text, directory / entry["text"], identity=job.identity)
+    if segmenter is not None:
+        entry["segment"] = "segment.onnx"
+        build_onnx.build_segmenter(segmenter, directory / entry["segment"], identity=job.identity)
     return entry
 
 
-# target -> writes the engine's files and returns its manifest entry: precision, image, text, outputs
+# target -> writes the engine's files and returns its manifest entry: precision, image, text, outputs (and segment)
 BUILDERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {"onnx": _build_onnx}
 
 
@@ -142,6 +145,8 @@ def _export_one(job: Job, target: str, directory: Path, progress: Callable[[str]
         golden = Engine(candidate).verify_golden()
         timings = {"build_s": round(built - started, 3), "load_s": round(loaded - built, 3)}
         timings |= {f"batch_{size}_ms": _batch_ms(candidate.embed, job.crops, size) for size in (1, 16)}
+        if candidate.info.head == "upernet":
+            timings["segment_batch_1_ms"] = _batch_ms(candidate.pixel_logits, job.crops, 1)
         versions = dict(candidate.info.versions)
     finally:
         candidate.close()
@@ -156,14 +161,14 @@ def _export_one(job: Job, target: str, directory: Path, progress: Callable[[str]
     return outcome
 
 
-def _batch_ms(embed: Callable[[np.ndarray], np.ndarray], crops: np.ndarray, size: int) -> float:
+def _batch_ms(compute: Callable[[np.ndarray], np.ndarray], crops: np.ndarray, size: int) -> float:
     """Median milliseconds of one batch, over at most 20 runs and half a second; the first run warms up."""
     batch = crops[np.arange(size) % len(crops)]
-    embed(batch)
+    compute(batch)
     times: list[float] = []
     while len(times) < 20 and sum(times) < 0.5:
         started = time.perf_counter()
-        embed(batch)
+        compute(batch)
         times.append(time.perf_counter() - started)
     return round(1000 * float(np.median(times)), 3)
 

@@ -74,7 +74,7 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
     threshold = abstain_threshold(engine.info) if request.abstain else None
     if templates and labels is None and engine.info.head == "linear":
         raise SchemaError("templates say how to word labels; give labels, or leave templates out.", param="templates")
-    check_scores(inputs.count, len(labels or engine.info.labels or ()), request.top_k, service.settings)
+    check_scores(inputs.count, len(labels or engine.info.choices or ()), request.top_k, service.settings)
 
     def compute(crops: list[np.ndarray]) -> list[list[Prediction]]:
         return engine.classify(crops, labels, templates, top_k=request.top_k, multi_label=request.multi_label)

@@ -71,7 +71,7 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/models/{name}", summary="Describe one model", response_model=ModelCard, responses=unknown)
     async def model(name: str) -> ModelCard:
         found = service.model(name)
-        labels = found.engine.info.labels
+        labels = found.engine.info.choices
         return card(found).model_copy(update={"labels": None if labels is None else list(labels)})
 
     @router.head("/health/live", include_in_schema=False)
@@ -106,12 +106,12 @@ def card(model: ServedModel) -> ModelCard:
         dim=info.dim,
         preprocess=info.preprocess.to_dict(),
         has_text=info.has_text,
-        has_head=info.head is not None,
+        has_head=info.head == "linear",
         templates=list(info.templates),
         logit_scale=info.logit_scale,
         logit_bias=info.logit_bias,
         abstain_threshold=info.abstain_threshold,
-        num_labels=len(info.labels or ()),
+        num_labels=len(info.choices or ()),
     )
 
 

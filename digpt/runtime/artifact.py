@@ -54,6 +54,11 @@ class Artifact:
         """The file of the text tower, None where there is none."""
         return self.directory / self.engine["text"] if self.engine["text"] else None
 
+    @property
+    def segment(self) -> Path | None:
+        """The file of the segmenter, None where there is none (or the artifact is older than segmenters)."""
+        return self.directory / self.engine["segment"] if self.engine.get("segment") else None
+
     def info(self, *, providers: Sequence[str], threads: int | None, versions: dict[str, str]) -> RuntimeInfo:
         """The manifest as RuntimeInfo, with what only the live backend knows."""
         manifest, text = self.manifest, self.manifest.get("text") or {}
@@ -72,6 +77,7 @@ class Artifact:
             logit_bias=text.get("logit_bias"),
             templates=tuple(text.get("templates") or ("{}",)),
             head=manifest.get("head"),
+            segment_crop=manifest.get("segment_crop"),
             patch_tokens="patch_tokens" in self.engine["outputs"],
             abstain_threshold=manifest.get("abstain_threshold"),
             threads=threads,
@@ -141,6 +147,8 @@ def _check_named_files(manifest: Manifest, engine: Mapping[str, Any], directory:
     named = {"image engine": engine.get("image"), "golden file": manifest["golden"].get("file")}
     if engine.get("text") is not None:
         named["text engine"] = engine["text"]
+    if manifest.get("head") == "upernet":
+        named["segmentation engine"] = engine.get("segment")
     if manifest.get("text"):
         named["tokenizer"] = manifest["text"]["tokenizer"].get("file")
     for role, name in named.items():

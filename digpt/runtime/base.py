@@ -22,6 +22,8 @@ class RuntimeInfo:
 
     ``providers`` are the execution providers or devices really in use, never those asked for. ``logit_scale`` is the
     multiplier of a cosine (the exponential already taken); ``logit_bias`` is there for sigmoid-trained models only.
+    ``labels`` are the classes of the head (``linear``: of pictures, ``upernet``: of pixels) or, without one, those that
+    the model brings along. ``segment_crop`` is the side in pixels that an ``upernet`` head was trained at.
     """
 
     name: str
@@ -36,7 +38,8 @@ class RuntimeInfo:
     logit_scale: float | None = None
     logit_bias: float | None = None
     templates: tuple[str, ...] = ("{}",)
-    head: Literal["linear"] | None = None
+    head: Literal["linear", "upernet"] | None = None
+    segment_crop: int | None = None
     patch_tokens: bool = False
     abstain_threshold: float | None = None
     max_batch: int | None = None
@@ -44,12 +47,18 @@ class RuntimeInfo:
     providers: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """The labels to classify pictures by when none are given; a segmenter's are of pixels, so it has none."""
+        return None if self.head == "upernet" else self.labels
+
 
 @dataclass(frozen=True)
 class Golden:
-    """Real images and texts with the embeddings that torch float32 gave them, and how far a runtime may be off.
+    """Real images and texts with the answers that torch float32 gave them, and how far a runtime may be off.
 
     images: uint8 ``[n,H,W,3]``, after the crop. embeddings: float32 ``[n,D]``, not normalised.
+    pixel_logits: of a segmenter, float32 ``[m,K,h,w]`` of the first m images at every ``pixel_step``-th row and column.
     encoded: the files the images were decoded from, to check the preprocessing too (may be empty).
     cosine: the lowest cosine allowed. relative_error: the largest ``|a - b| / |b|`` of a row allowed.
     """
@@ -61,6 +70,8 @@ class Golden:
     encoded: tuple[bytes, ...] = ()
     texts: tuple[str, ...] = ()
     text_embeddings: np.ndarray | None = None
+    pixel_logits: np.ndarray | None = None
+    pixel_step: int = 1
 
 
 class Runtime(Protocol):
@@ -85,6 +96,10 @@ class Runtime(Protocol):
         """uint8 ``[B,H,W,3]`` -> float32 ``[B,N,C]``; CapabilityError where they were not exported."""
         ...
 
+    def pixel_logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B,H,W,3]`` of any size -> float32 ``[B,K,H,W]`` of the segmenter; CapabilityError without one."""
+        ...
+
     def close(self) -> None:
         """Release what the runtime holds; calling it twice is harmless."""
         ...
@@ -100,6 +115,13 @@ def check_images(images: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
+def check_pictures(images: np.ndarray) -> np.ndarray:
+    """Return ``images`` contiguous if it is uint8 ``[B,H,W,3]`` of any size, else raise InputError with what it is."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise InputError(f"Expected uint8 images [B,H,W,3], got {images.dtype} {list(images.shape)}.")
+    return np.ascontiguousarray(images)
+
+
 def no_text(info: RuntimeInfo) -> CapabilityError:
     """The error of a request for texts to a model that has no text tower."""
     return CapabilityError(
@@ -110,6 +132,11 @@ def no_text(info: RuntimeInfo) -> CapabilityError:
 
 def no_logits(info: RuntimeInfo) -> CapabilityError:
     """The error of a request for class logits to a model that has no linear head."""
+    if info.head == "upernet" and not info.has_text:
+        return CapabilityError(
+            f"{info.name} is a segmenter: it classifies pixels and has no linear head to classify a picture with; "
+            "models that can: a finetuned checkpoint (linear head), bundled, or any open_clip:NAME/TAG (text tower)."
+        )
     if info.has_text:
         return CapabilityError(f"{info.name} has no linear head; give labels, it has a text tower to score them.")
     return CapabilityError(
@@ -122,4 +149,12 @@ def no_patch_tokens(info: RuntimeInfo) -> CapabilityError:
     """The error of a request for patch tokens to an engine that does not give them."""
     return CapabilityError(
         f"{info.name} on {info.backend} gives no patch tokens; export with --patch-tokens, or use the torch backend."
+    )
+
+
+def no_pixels(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request for classes of pixels to a model that has no segmentation head."""
+    return CapabilityError(
+        f"{info.name} has no segmentation head, so it cannot tell the class of every pixel; "
+        "models that can: one trained with train.segment."
     )

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from digpt.preprocess import Preprocess
-from digpt.runtime.base import Golden, RuntimeInfo, check_images, no_logits, no_patch_tokens, no_text
+from digpt.runtime.base import (
+    Golden,
+    RuntimeInfo,
+    check_images,
+    check_pictures,
+    no_logits,
+    no_patch_tokens,
+    no_pixels,
+    no_text,
+)
 
 
 def hashed_vector(data: bytes, dim: int) -> np.ndarray:
@@ -31,6 +40,8 @@ class FakeRuntime:
         dim, size: embedding width and image side.
         text: whether it has a text tower.
         labels: the model's own labels; with ``linear_head`` they are the head's.
+        segment_crop: makes it a segmenter of ``labels``: a pixel's class goes by its red, in steps of equal width, and
+            its logits are minus the distances from the classes' middles, in levels.
         delay: seconds slept per call.
         fail_if: called with each image ``[H,W,3]``; a true answer fails the whole batch with ``RuntimeError``, as a
             backend would.
@@ -45,6 +56,7 @@ class FakeRuntime:
         text: bool = True,
         labels: Sequence[str] | None = None,
         linear_head: bool = False,
+        segment_crop: int | None = None,
         delay: float = 0.0,
         fail_if: Callable[[np.ndarray], bool] | None = None,
         **info: Any,
@@ -62,7 +74,8 @@ class FakeRuntime:
                 has_text=text,
                 labels=tuple(labels) if labels else None,
                 logit_scale=10.0 if text else None,
-                head="linear" if linear_head else None,
+                head="upernet" if segment_crop else "linear" if linear_head else None,
+                segment_crop=segment_crop,
                 providers=("fake",),
             ),
             **info,
@@ -97,6 +110,16 @@ class FakeRuntime:
 
     def patch_tokens(self, images: np.ndarray) -> np.ndarray:
         raise no_patch_tokens(self.info)
+
+    def pixel_logits(self, images: np.ndarray) -> np.ndarray:
+        if self.info.head != "upernet" or self.info.labels is None:
+            raise no_pixels(self.info)
+        images = check_pictures(images)
+        self.batches.append(len(images))
+        time.sleep(self.delay)
+        step = 256 / len(self.info.labels)
+        middles = (np.arange(len(self.info.labels), dtype=np.float32) + 0.5) * step - 0.5
+        return -np.abs(images[:, None, :, :, 0].astype(np.float32) - middles[:, None, None]).astype(np.float32)
 
     def close(self) -> None:
         self.closed = True

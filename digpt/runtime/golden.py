@@ -1,4 +1,4 @@
-"""Golden images: does the live backend still give the embeddings that torch float32 gave at export?
+"""Golden images: does the live backend still give the answers that torch float32 gave at export?
 
 A hash says that a file is the one that was written; only recomputing says that the answers are right.
 """
@@ -21,11 +21,11 @@ PIXEL_TOLERANCE = 2.0  # mean absolute difference of the worst image, of 255
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """What comparing the live backend with the golden embeddings found.
+    """What comparing the live backend with the golden answers found.
 
-    ``checked`` counts images and texts together; it is 0 for a model that ships none, and then nothing is claimed.
-    ``cosine`` is the lowest, ``relative_error`` (``|a - b| / |b|`` of a row) and ``pixel_error`` (mean absolute
-    difference of an image, of 255) the highest found.
+    ``checked`` counts images, texts and segmented images together; it is 0 for a model that ships none, and then
+    nothing is claimed. ``cosine`` is the lowest, ``relative_error`` (``|a - b| / |b|`` of a row) and ``pixel_error``
+    (mean absolute difference of an image, of 255) the highest found.
     """
 
     checked: int
@@ -61,8 +61,9 @@ def check_golden(
     decode: Callable[[bytes], np.ndarray],
     embed: Callable[[np.ndarray], np.ndarray],
     embed_texts: Callable[[Sequence[str]], np.ndarray],
+    pixel_logits: Callable[[np.ndarray], np.ndarray],
 ) -> GoldenReport:
-    """Recompute crops, embeddings and text embeddings of ``golden``; never raises for a mere difference."""
+    """Recompute the crops and every answer of ``golden``; never raises for a mere difference."""
     if golden is None:
         return GoldenReport(0, True, f"{info.name} ships no golden images; nothing to compare with.")
     pixels = 0.0
@@ -72,6 +73,10 @@ def check_golden(
     pairs = [(embed(golden.images), golden.embeddings)]
     if golden.texts and golden.text_embeddings is not None:
         pairs.append((embed_texts(golden.texts), golden.text_embeddings))
+    if golden.pixel_logits is not None:
+        count, step = len(golden.pixel_logits), golden.pixel_step
+        found = pixel_logits(golden.images[:count])[:, :, ::step, ::step]
+        pairs.append((found.reshape(count, -1), golden.pixel_logits.reshape(count, -1)))
     cosine = min(float(row_cosine(live, expected).min()) for live, expected in pairs)
     error = max(float(row_relative_error(live, expected).max()) for live, expected in pairs)
     checked = sum(len(expected) for _, expected in pairs)
@@ -83,10 +88,11 @@ def check_golden(
     if not error <= golden.relative_error:
         faults.append(f"relative error {error:.2e} (allowed {golden.relative_error:.0e})")
     where = f"{info.name} on {info.backend} ({', '.join(info.providers)})"
+    what = "golden embeddings" if golden.pixel_logits is None else "golden embeddings and pixel logits"
     if faults:
-        message = f"{where} does not reproduce its golden embeddings: {'; '.join(faults)}. Export it again."
+        message = f"{where} does not reproduce its {what}: {'; '.join(faults)}. Export it again."
     else:
-        message = f"{where} reproduces its {checked} golden embeddings: cosine >= {cosine:.7f}, error <= {error:.1e}."
+        message = f"{where} reproduces its {checked} {what}: cosine >= {cosine:.7f}, error <= {error:.1e}."
     return GoldenReport(checked, not faults, message, cosine, error, pixels if golden.encoded else None)
 
 
@@ -101,6 +107,8 @@ def write_golden(path: Path, golden: Golden) -> None:
     }
     if golden.text_embeddings is not None:
         arrays["text_embeddings"] = golden.text_embeddings
+    if golden.pixel_logits is not None:
+        arrays |= {"pixel_logits": golden.pixel_logits, "pixel_step": np.array(golden.pixel_step)}
     np.savez_compressed(path, **arrays)
 
 
@@ -122,6 +130,8 @@ def read_golden(path: Path, cosine: float, relative_error: float) -> Golden:
                 encoded=tuple(encoded[end - n : end] for n, end in zip(arrays["encoded_lengths"], ends, strict=True)),
                 texts=tuple(str(text) for text in arrays["texts"]),
                 text_embeddings=arrays.get("text_embeddings"),
+                pixel_logits=arrays.get("pixel_logits"),
+                pixel_step=int(arrays.get("pixel_step", 1)),
             )
     except (KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not a golden file of an artifact: {error}.") from error

@@ -10,9 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from digpt.errors import BackendError, MissingDependencyError
+from digpt.errors import BackendError, InputError, MissingDependencyError
 from digpt.runtime.artifact import Artifact, check_identity, open_artifact
-from digpt.runtime.base import Golden, check_images, no_logits, no_patch_tokens, no_text
+from digpt.runtime.base import (
+    Golden,
+    check_images,
+    check_pictures,
+    no_logits,
+    no_patch_tokens,
+    no_pixels,
+    no_text,
+)
 
 IDENTITY_KEY = "digpt.identity"
 _ERROR = 3  # onnxruntime's severity; below it come notes about nodes and devices that say nothing to a user
@@ -38,6 +46,7 @@ class OnnxRuntime:
         artifact = open_artifact(Path(directory), "onnx")
         self._image = _checked_session(artifact, artifact.image, threads)
         self._text = None if artifact.text is None else _checked_session(artifact, artifact.text, threads)
+        self._segment = None if artifact.segment is None else _checked_session(artifact, artifact.segment, threads)
         self._tokenizer = None if artifact.text is None else artifact.tokenizer()
         self.golden: Golden | None = artifact.golden
         self.info = artifact.info(
@@ -45,7 +54,7 @@ class OnnxRuntime:
         )
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        return self._run("embedding", images)
+        return self._run(self._image, "embedding", images)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if self._text is None or self._tokenizer is None:
@@ -55,21 +64,44 @@ class OnnxRuntime:
     def logits(self, images: np.ndarray) -> np.ndarray:
         if self.info.head != "linear":
             raise no_logits(self.info)
-        return self._run("logits", images)
+        return self._run(self._image, "logits", images)
 
     def patch_tokens(self, images: np.ndarray) -> np.ndarray:
         if not self.info.patch_tokens:
             raise no_patch_tokens(self.info)
-        return self._run("patch_tokens", images)
+        return self._run(self._image, "patch_tokens", images)
+
+    def pixel_logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B,H,W,3]``, sides up to the segmenter's crop -> float32 ``[B,K,H,W]``.
+
+        The graph takes whole crops: smaller pictures are padded on the right and below with the mean colour, in grey
+        levels, and the logits are cut. Torch pads to the patch alone, so the two differ there, and agree on crops.
+
+        Raises:
+            InputError: a side beyond the crop, which sliding windows never have.
+        """
+        if self.info.head != "upernet":
+            raise no_pixels(self.info)
+        images, preprocess = check_pictures(images), self.info.preprocess
+        (height, width), crop = images.shape[1:3], preprocess.size
+        if max(height, width) > crop:
+            raise InputError(
+                f"{self.info.name} on onnx takes up to {crop} x {crop} pixels at once, not {width} x {height}: segment "
+                f"in mode 'slide' with crop={crop}, or use the checkpoint on the torch backend."
+            )
+        padded = np.empty((len(images), crop, crop, 3), np.uint8)
+        padded[:] = np.rint(255 * np.array(preprocess.mean))
+        padded[:, :height, :width] = images
+        return self._run(self._segment, "pixel_logits", padded)[:, :, :height, :width]
 
     def close(self) -> None:
         """Release the sessions; a closed runtime cannot be used again."""
-        self._image = self._text = None
+        self._image = self._text = self._segment = None
 
-    def _run(self, output: str, images: np.ndarray) -> np.ndarray:
-        if self._image is None:
+    def _run(self, session: Any, output: str, images: np.ndarray) -> np.ndarray:
+        if session is None:
             raise BackendError(f"{self.info.name} was closed; load it again.")
-        return _first(self._image.run([output], {"images": check_images(images, self.info.preprocess.size)}))
+        return _first(session.run([output], {"images": check_images(images, self.info.preprocess.size)}))
 
 
 def available_cpus() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from digpt.errors import BackendError
-from digpt.runtime.base import Golden, RuntimeInfo, check_images, no_logits, no_text
+from digpt.runtime.base import Golden, RuntimeInfo, check_images, check_pictures, no_logits, no_pixels, no_text
 from digpt.sources import Model
 
 
@@ -40,6 +40,7 @@ class TorchRuntime:
         self.info = self._info(model)
 
     def _info(self, model: Model) -> RuntimeInfo:
+        segmenter = model.module.segmenter
         return RuntimeInfo(
             name=model.name,
             spec=model.spec,
@@ -53,7 +54,8 @@ class TorchRuntime:
             logit_scale=model.logit_scale,
             logit_bias=model.logit_bias,
             templates=tuple(model.templates),
-            head="linear" if model.module.has_logits else None,
+            head=model.module.head_kind,
+            segment_crop=None if segmenter is None else segmenter.config.crop,
             patch_tokens=True,
             threads=torch.get_num_threads(),
             providers=(str(self.device),),
@@ -83,6 +85,14 @@ class TorchRuntime:
         images = check_images(images, self.info.preprocess.size)
         with torch.inference_mode():
             return self.model.module.forward_patches(self._tensor(images)).cpu().numpy()
+
+    def pixel_logits(self, images: np.ndarray) -> np.ndarray:
+        segmenter = self.model.module.segmenter
+        if segmenter is None:
+            raise no_pixels(self.info)
+        images = check_pictures(images)
+        with torch.inference_mode():
+            return segmenter.pixel_logits(self._tensor(images)).cpu().numpy()
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -17,12 +17,12 @@ import pytest
 
 from digpt.corruptions import corrupt
 from digpt.engine import Engine
-from digpt.errors import BackendError, ConfigError, DataError
+from digpt.errors import BackendError, CapabilityError, ConfigError, DataError
 from digpt.preprocess import Preprocess
 from digpt.results import ModelRef
 from digpt.runtime.fake import FakeRuntime
 from evaluate import store as store_module
-from evaluate.classify import Classifier
+from evaluate.classify import Classifier, classifier_of
 from evaluate.compute import BatchSize, Clock, corrupted_side, fill, resized
 from evaluate.store import Store
 from evaluate.suite import Cell, Suite, View
@@ -231,3 +231,12 @@ def test_a_killed_sweep_computes_at_most_one_shard_again(tmp_path):
     assert [(tmp_path / "killed" / n).read_bytes() for n in names] == [
         (tmp_path / "whole" / n).read_bytes() for n in names
     ]
+
+
+def test_classes_of_pixels_do_not_answer_for_pictures() -> None:
+    suite, _ = made(2)
+    segmenter = FakeRuntime(text=False, labels=suite.class_names, segment_crop=64)
+    with pytest.raises(CapabilityError, match="neither a linear head nor a text tower"):
+        classifier_of(Engine(segmenter), suite)
+    linear = FakeRuntime(text=False, labels=suite.class_names, linear_head=True)
+    assert classifier_of(Engine(linear), suite).kind == "linear head"

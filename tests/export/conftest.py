@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from digpt.artifact import write_checkpoint
-from digpt.testing import tiny_checkpoint
+from digpt.testing import tiny_checkpoint, tiny_segmenter_checkpoint
 from export.__main__ import main
 
 SHALLOW = {"depth": 1}
@@ -44,6 +44,20 @@ def text_artifact(text_spec: str, tmp_path_factory: pytest.TempPathFactory) -> P
 def linear_artifact(linear_spec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("artifact") / "linear"
     assert main([linear_spec, "--output", str(output), "--parity-images", "40", "--patch-tokens"]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def segment_spec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("segment") / "tiny.pt"
+    write_checkpoint(path, tiny_segmenter_checkpoint())
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def segment_artifact(segment_spec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("artifact") / "segment"
+    assert main([segment_spec, "--output", str(output), "--parity-images", "40", "--threads", "1"]) == 0
     return output
 
 

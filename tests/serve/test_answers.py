@@ -236,3 +236,18 @@ def test_a_real_model_answers_like_its_engine(
         [(p.label, p.score) for p in item] for item in twin.classify(crops)
     ]
     assert client.get("/models/tiny").json()["fingerprint"] == answer.json()["fingerprint"] == twin.info.fingerprint
+
+
+def test_a_segmenter_embeds_and_does_not_classify(serving: Callable[..., httpx.Client], image: Image) -> None:
+    engine = Engine(FakeRuntime(dim=8, text=False, labels=["sky", "tree"], segment_crop=64))
+    client = serving(engine)
+    files = [("files", image(0))]
+    np.testing.assert_array_equal(
+        rows(client.post("/embed", files=files)), engine.embed_images([engine.decode(image(0))])
+    )
+    for form, sentence in (({}, "is a segmenter: it classifies pixels"), ({"labels": "sky"}, "no text tower")):
+        refused = client.post("/classify", files=files, data=form)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_supported_by_model")
+        assert sentence in refused.json()["error"]["message"]
+    card = client.get("/models/fake").json()
+    assert (card["has_head"], card["num_labels"], card["labels"]) == (False, 0, None)
