@@ -14,8 +14,8 @@ import numpy as np
 from digpt.data.ade20k import ADE20K_CLASSES, ADE20K_COUNTS, IGNORED, MaskSource, decode_mask, open_masks
 from digpt.data.source import seeded_choice
 from digpt.errors import DataError, DigptError
+from evaluate.mask_data import find_ade20k
 from evaluate.progress import Progress, no_progress
-from evaluate.suite_masks import find_ade20k
 
 Level = Literal["ok", "warning", "error"]
 SAMPLE = 64  # pairs that are decoded of a split, unless all are
@@ -56,14 +56,9 @@ def _pairs(split: str, source: MaskSource, deep: bool, progress: Progress) -> It
         except DigptError as error:
             broken.append(str(error))
     progress(f"ade20k {split}", len(rows), len(rows))
-    looked = f"{split}: {'all' if deep else 'a sample of'} {len(rows):,} pairs"
     if broken:
-        more = f" (and {len(broken) - _SHOWN} more)" if len(broken) > _SHOWN else ""
-        yield (
-            "error",
-            f"{len(broken)} of {looked.removeprefix(f'{split}: ')} in {split} cannot be used: "
-            + (" ".join(broken[:_SHOWN]) + more),
-        )
+        more = f" And {len(broken) - _SHOWN} more." if len(broken) > _SHOWN else ""
+        yield "error", f"{split}: {len(broken)} of {len(rows):,} pairs: {' '.join(broken[:_SHOWN])}{more}"
     if values[IGNORED]:
         yield (
             "error",
@@ -73,4 +68,5 @@ def _pairs(split: str, source: MaskSource, deep: bool, progress: Progress) -> It
     if not broken and not values[IGNORED]:
         classes = np.count_nonzero(values[1 : len(ADE20K_CLASSES) + 1])
         unlabelled = values[0] / max(1, values.sum())
-        yield "ok", f"{looked} could be decoded; {classes} classes, {unlabelled:.1%} of the pixels not labelled."
+        looked = f"{'all' if deep else 'a sample of'} {len(rows):,} pairs could be decoded"
+        yield "ok", f"{split}: {looked}; {classes} classes, {unlabelled:.1%} of the pixels not labelled."

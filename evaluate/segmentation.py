@@ -13,28 +13,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing, redirect_stdout
-from dataclasses import asdict, dataclass
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from digpt.errors import ConfigError
-from digpt.results import RESULTS_NAME, ResultsDocument
-from digpt.segment_inference import SegmentInference
 from evaluate.cli import EvaluateOptions, check, guarded, parse, publish, single_process
-from evaluate.compute import Clock
-from evaluate.progress import Progress, bars, no_progress
-from evaluate.run import PER_CLASS_NAME
-from evaluate.run import publish as compute
-from evaluate.segment_compute import fill_masks
+from evaluate.mask_data import MaskData, data_spec
+from evaluate.progress import bars
 from evaluate.segment_measure import extremes, mask_views
-from evaluate.segment_model import SegmentModel, load_pixel_model
-from evaluate.segment_overlays import OVERLAYS_NAME, draw_overlays
-from evaluate.store import STORE_NAME, Store
-from evaluate.suite import Subset, Suite
-from evaluate.suite_masks import MaskData, Views, data_spec, mask_suite
+from evaluate.suite import Subset
 
 
 @dataclass(frozen=True)
@@ -82,42 +73,6 @@ class SegmentationOptions:
         return EvaluateOptions(**{name: getattr(self, name) for name in names})
 
 
-@dataclass(frozen=True)
-class Segmented:
-    """A finished evaluation; ``kept`` shards were there already."""
-
-    store: Store
-    document: ResultsDocument
-    clock: Clock
-    kept: int
-
-
-def run(
-    model: SegmentModel,
-    suite: Suite,
-    inference: SegmentInference,
-    *,
-    output: Path | None = None,
-    overwrite: bool = False,
-    threads: int | None = None,
-    progress: Progress = no_progress,
-) -> Segmented:
-    """Segment what the store lacks, then take every number from it; with ``output`` all of it is kept there.
-
-    Raises:
-        ConfigError: ``output`` holds another evaluation.
-        DataError: an image or mask that cannot be used, nothing labelled, or a damaged store.
-    """
-    if output is not None and overwrite:  # the numbers of what is thrown away must not stand beside the new store
-        for name in (RESULTS_NAME, PER_CLASS_NAME):
-            (output / name).unlink(missing_ok=True)
-    asked = {"ref": asdict(model.ref), "zero_shot": None}
-    store = Store.create(None if output is None else output / STORE_NAME, suite, asked, overwrite=overwrite)
-    kept = sum(len(store.shards(cell)) for cell in store.cells) - len(store.missing())
-    clock = fill_masks(store, suite, model.pixels, inference, threads=threads, progress=progress)
-    return Segmented(store, compute(store, output, progress), clock, kept)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
     options = parse(SegmentationOptions, argv, "evaluate.segmentation", "mIoU of a segmentation.")
@@ -125,39 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _segmentation(options: SegmentationOptions) -> int:
-    common = options.common()
     _check(options)
-    check(common)
-    single_process(common, "A segmentation")
     data = MaskData(data_spec(options.data, options.data_root), options.split, Subset(options.limit, seed=options.seed))
+    from evaluate.segment_run import segment  # imports torch, which takes seconds: a wrong option is told before
+
     with redirect_stdout(sys.stderr), bars() as progress:
-        progress("model", 0, 0)
-        with closing(load_pixel_model(common)) as model:
-            views = Views(options.inference, options.multi_scale, options.flip)
-            suite, inference = mask_suite(model, data, views)
-            found = run(
-                model,
-                suite,
-                inference,
-                output=options.output,
-                overwrite=options.overwrite,
-                threads=options.threads,
-                progress=progress,
-            )
-            if options.output is not None and options.overlays:
-                draw_overlays(
-                    suite,
-                    model.pixels,
-                    inference,
-                    count=options.overlays,
-                    seed=options.seed,
-                    folder=options.output / OVERLAYS_NAME,
-                    progress=progress,
-                )
-    for line in (*suite.notes, f"{found.kept} shards were there already" * bool(found.kept), found.clock.line()):
+        found = segment(options, data, progress)
+    for line in (*found.notes, f"{found.kept} shards were there already" * bool(found.kept), found.clock.line()):
         if line:
             print(line, file=sys.stderr)
-    publish(found.document, common)
+    publish(found.document, options.common())
     if not options.json:
         for view in mask_views(found.store):
             print(extremes(found.store, view))
@@ -165,12 +97,15 @@ def _segmentation(options: SegmentationOptions) -> int:
 
 
 def _check(options: SegmentationOptions) -> None:
+    """Refuse what would fail only after minutes of computing."""
     if options.data is not None and options.data_root is not None:
         raise ConfigError("--data and --data-root exclude each other: name the data, or where ADE20K lies.")
     if options.overlays < 0:
         raise ConfigError(f"--overlays {options.overlays} must be at least 0.")
     if options.overlays and options.output is None:
         raise ConfigError("--overlays are written to a directory: give --output DIR.")
+    check(options.common())
+    single_process(options.common(), "A segmentation")
 
 
 if __name__ == "__main__":

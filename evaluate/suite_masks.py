@@ -7,41 +7,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digpt.data.ade20k import ADE20K_COUNTS, ADE20K_FOLDER, IGNORED, MaskSource, open_masks
+from digpt.data.ade20k import ADE20K_COUNTS, IGNORED, MaskSource, open_masks
 from digpt.data.emoji import EmojiSet
 from digpt.data.scenes import SUBGROUPS, SceneSet
 from digpt.data.splits import spellings
-from digpt.errors import DataError
 from digpt.files import canonical_json
 from digpt.segment_inference import MULTI_SCALE, Mode, SegmentInference
+from evaluate.mask_data import MaskData
 from evaluate.segment_model import SegmentModel, refuse_other_classes
-from evaluate.suite import Cell, MaskView, SetBlock, Subset, Suite, fingerprint_of
+from evaluate.suite import Cell, MaskView, SetBlock, Suite, fingerprint_of
 from evaluate.sweep import INTERVAL
 
 SHARD = 32  # images: slide inference takes seconds for each
 SCENE_SPLITS, SCENES, SCENE_SEED = ("val", "flat", "contrast"), 200, 0  # of the miniature; so many scenes per split
 LONG_SIDE = 4  # times the crop, at most: ADE20K's scale is (2048, 512) for crops of 512
 STRIDE = 341 / 512  # of the crop
-
-
-@dataclass(frozen=True)
-class MaskData:
-    """Which images are asked.
-
-    ``spec`` is ``ade20k:DIR`` or ``masks:DIR``, None for the miniature's scenes. ``split``: None for ``val``, or for
-    all splits of the scenes.
-    """
-
-    spec: str | None = None
-    split: str | None = None
-    subset: Subset = field(default_factory=Subset)
 
 
 @dataclass(frozen=True)
@@ -76,12 +63,6 @@ class MaskImages:
     def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """The image alone, uint8 ``[H,W,3]``; what stands for its label is 0."""
         return self.masks.pixels(index)[0], 0
-
-
-def find_ade20k(root: Path) -> Path | None:
-    """ADE20K below a data root: ``root/ADEChallengeData2016``, ``root/ade20k`` or ``root`` itself; None without."""
-    candidates = [root / ADE20K_FOLDER, root / "ade20k" / ADE20K_FOLDER, root / "ade20k", root]
-    return next((path for path in candidates if (path / "images").is_dir() and (path / "annotations").is_dir()), None)
 
 
 def mask_suite(model: SegmentModel, data: MaskData, views: Views | None = None) -> tuple[Suite, SegmentInference]:
@@ -176,20 +157,3 @@ def _notes(data: MaskData, sources: dict[str, MaskSource]) -> Sequence[str]:
         for split, source in sources.items()
         if len(source) != ADE20K_COUNTS[split]
     ]
-
-
-def data_spec(data: str | None, data_root: Path | None) -> str | None:
-    """The spec of what ``--data`` or ``--data-root`` name; None for the miniature.
-
-    Raises:
-        DataError: no ADE20K below the data root.
-    """
-    if data is not None or data_root is None:
-        return data
-    found = find_ade20k(data_root)
-    if found is None:
-        raise DataError(
-            f"There is no ADE20K below {data_root}: unpack ADEChallengeData2016.zip there, so that "
-            f"{data_root / ADE20K_FOLDER}/images exists, or name another folder by --data ade20k:DIR."
-        )
-    return f"ade20k:{found}"

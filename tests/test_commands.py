@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate.zeroshot": EVALUATE | {"--sets", "--templates"},
     "evaluate.knn": EVALUATE | {"--k"},
     "evaluate.linear_probe": EVALUATE | {"--iterations", "--learning-rates"},
+    "evaluate.segmentation": EVALUATE | {"--data", "--split", "--inference", "--multi-scale", "--flip", "--overlays"},
     "evaluate.compare": {"--json", "--output", "--fail-if-worse", "--alpha", "--margin"},
     "evaluate.report": {"--format", "--output", "--table", "--population", "--allow-mixed", "--json"},
     "evaluate.verify": EVALUATE | {"--reference"},
