@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from digpt.data.ade20k import ADE20K_FOLDER
-from digpt.errors import DataError
+from digpt.errors import ConfigError, DataError
 from evaluate.suite import Subset
 
 
@@ -18,12 +18,17 @@ class MaskData:
     """Which images are asked.
 
     ``spec`` is ``ade20k:DIR`` or ``masks:DIR``, None for the miniature's scenes. ``split``: None for ``val``, or for
-    all splits of the scenes.
+    all splits of the scenes. ``reduce_zero``: 0 in the files of ``masks:`` is no class, as it never is in ADE20K.
     """
 
     spec: str | None = None
     split: str | None = None
     subset: Subset = field(default_factory=Subset)
+    reduce_zero: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reduce_zero and not (self.spec or "").startswith("masks:"):
+            raise ConfigError("--reduce-zero is for --data masks:DIR: ADE20K has this rule by itself.")
 
 
 def find_ade20k(root: Path) -> Path | None:

@@ -43,6 +43,8 @@ class SegmentationOptions:
     """ade20k:DIR, or your own images and masks, masks:DIR."""
     split: str | None = None
     """Of the data (default: val; of the scenes val, flat and contrast)."""
+    reduce_zero: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """0 in the files of masks:DIR means not labelled, and the classes count from 1, as the model was trained."""
     inference: Literal["slide", "whole"] | None = None
     """Windows of the crop's size, or the image at once (default: slide; the scenes have the crop's size and are taken
     whole)."""
@@ -81,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _segmentation(options: SegmentationOptions) -> int:
     _check(options)
-    data = MaskData(data_spec(options.data, options.data_root), options.split, Subset(options.limit, seed=options.seed))
+    spec, subset = data_spec(options.data, options.data_root), Subset(options.limit, seed=options.seed)
+    data = MaskData(spec, options.split, subset, options.reduce_zero)
     from evaluate.segment_run import segment  # imports torch, which takes seconds: a wrong option is told before
 
     with redirect_stdout(sys.stderr), bars() as progress:

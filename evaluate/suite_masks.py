@@ -127,7 +127,9 @@ def _sources(model: SegmentModel, data: MaskData) -> tuple[str, dict[str, MaskSo
     # Masks without a list of names have the model's, in its order.
     unnamed = None if (Path(path) / "classes.txt").is_file() else model.classes
     name = PurePath(path).name or kind
-    return name, {split: open_masks(data.spec, split, whole=True, classes=unnamed)}
+    return name, {
+        split: open_masks(data.spec, split, reduce_zero=data.reduce_zero or None, whole=True, classes=unnamed)
+    }
 
 
 def _described(inference: SegmentInference, source: MaskSource) -> dict[str, Any]:

@@ -150,6 +150,18 @@ def test_a_model_of_other_classes_is_refused(
     assert message in error and "trained for" in error and not (tmp_path / "out" / "store").exists()
 
 
+def test_masks_that_count_from_1_are_reduced_when_asked(asked: Any, tmp_path: Path) -> None:
+    pairs = noisy()
+    assert measured(write_masks(tmp_path / "plain", pairs, CLASSES), tmp_path / "a") == 0
+    raised = {name: (found, (label.astype(np.int64) + 1).astype(np.uint8)) for name, (found, label) in pairs.items()}
+    data = write_masks(tmp_path / "raised", raised, CLASSES)
+    assert measured(data, tmp_path / "b", "--reduce-zero") == 0
+    plain, reduced = read_results(tmp_path / "a"), read_results(tmp_path / "b")
+    assert [result.value for result in plain.results] == [result.value for result in reduced.results]
+    assert reduced.protocol["segmentation"]["reduce_zero"] is True
+    assert measured(data, tmp_path / "c") == 2  # without the rule there is a class too many
+
+
 def test_masks_without_names_take_those_of_the_model(asked: Any, tmp_path: Path) -> None:
     data = write_masks(tmp_path / "data", noisy(2), CLASSES)
     (data / "classes.txt").unlink()
@@ -164,6 +176,7 @@ def test_masks_without_names_take_those_of_the_model(asked: Any, tmp_path: Path)
         (("--overlays", "3"), "give --output DIR"),
         (("--data-root", "nowhere"), "There is no ADE20K below nowhere"),
         (("--limit", "0"), "must be at least 1"),
+        (("--reduce-zero",), "is for --data masks:DIR"),
         (("--split", "fat"), "Did you mean 'flat'"),
     ],
 )
