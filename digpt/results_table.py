@@ -15,7 +15,10 @@ from digpt.results import Result, ResultsDocument
 
 # Rows whose metric begins with one of these stand in a table of their own.
 METHOD_TITLES = {"knn": "kNN", "probe": "linear probe"}
-TITLES = {"top1": "top-1", "top5": "top-5", "ece": "ECE", "nll": "NLL", "brier": "Brier", "ce": "CE", "mce": "mCE"}
+TITLES = {
+    **{"top1": "top-1", "top5": "top-5", "ece": "ECE", "nll": "NLL", "brier": "Brier", "ce": "CE", "mce": "mCE"},
+    **{"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"},
+}
 PLAIN = ("nll", "brier")  # no fractions
 CALIBRATION = ("ece", *PLAIN)
 

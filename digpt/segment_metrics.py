@@ -90,10 +90,11 @@ class Scores:
         return cls(iou, accuracy, float(_present_mean(iou)), float(_present_mean(accuracy)), float(overall))
 
 
-def miou_resampled(parts: ArrayLike, resamples: Resamples) -> NDArray[np.float64]:
-    """mIoU of each bootstrap resample of the images: float64 ``[R]``, for ``resamples.interval``.
+def scores_resampled(parts: ArrayLike, resamples: Resamples) -> dict[str, NDArray[np.float64]]:
+    """The means of `Scores` on each bootstrap resample of the images: float64 ``[R]`` by name (miou, macc, aacc).
 
-    Every resample sums intersections and unions over its own images; a class that it lacks is left out of its mean.
+    Every resample sums intersections and unions over its own images; a class that it lacks is left out of its mean,
+    and one without any labelled pixel has NaN.
 
     Args:
         parts: `class_parts` of every image, ``[N,K,3]``.
@@ -104,7 +105,18 @@ def miou_resampled(parts: ArrayLike, resamples: Resamples) -> NDArray[np.float64
     """
     counts = _checked_parts(parts, 3)
     sums = resamples.sums(counts.reshape(len(counts), -1))
-    return _present_mean(_iou(sums.reshape(len(sums), *counts.shape[1:])))
+    counts = sums.reshape(len(sums), *counts.shape[1:])
+    hits, _, labelled = np.moveaxis(counts, -1, 0)
+    return {
+        "miou": _present_mean(_iou(counts)),
+        "macc": _present_mean(_ratio(hits, labelled)),
+        "aacc": _ratio(hits.sum(axis=1), labelled.sum(axis=1)),
+    }
+
+
+def miou_resampled(parts: ArrayLike, resamples: Resamples) -> NDArray[np.float64]:
+    """mIoU of each bootstrap resample of the images, ``[R]``; see `scores_resampled`."""
+    return scores_resampled(parts, resamples)["miou"]
 
 
 def _checked_parts(parts: ArrayLike, ndim: int) -> NDArray[np.float64]:

@@ -7,8 +7,9 @@ A and B are what two evaluations of the same protocol were given as --output; th
 neither models nor data are needed.
 
 One test per set forms the family that p-values are adjusted for (Holm): each whole set by top-1, each sweep of
-corruptions by its mean error. Independent images: McNemar's exact test. Images that belong together, such as drawings
-of one concept, and means over corruptions: a paired permutation test. Intervals are 95 % paired bootstrap intervals.
+corruptions by its mean error, each segmented set by mIoU. Independent images: McNemar's exact test. Images that belong
+together, such as drawings of one concept, and means over corruptions: a paired permutation test. mIoU: the paired
+bootstrap. Intervals are 95 % paired bootstrap intervals.
 
 --fail-if-worse ends with exit code 1 where B is significantly worse on any set of the family (adjusted p below
 --alpha). With --margin M also where B may be worse by more than M points, which is where the interval's lower end lies
@@ -52,12 +53,13 @@ from evaluate.paired import (
     class_rows,
     diagram,
     knn_rows,
+    mask_rows,
     sweep_rows,
     view_rows,
 )
 from evaluate.progress import Progress, bars, no_progress
 from evaluate.store import Store, differences, view_arrays
-from evaluate.suite import KnnView, ProbeView, View
+from evaluate.suite import AnyView, KnnView, MaskView, ProbeView
 
 SCHEMA_VERSION = 1
 JSON_NAME, CSV_NAME, PAGE_NAME = "compare.json", "per_class.csv", "compare.html"
@@ -202,12 +204,12 @@ def refuse_incomparable(a: Store, b: Store) -> None:
         )
 
 
-def _named(store: Store) -> dict[tuple[str, str, str], tuple[dict[str, Any], View | KnnView]]:
+def _named(store: Store) -> dict[tuple[str, str, str], tuple[dict[str, Any], AnyView]]:
     metas = store.header["views"]
     return {(m["kind"], m["dataset"], m["split"]): (m, v) for m, v in zip(metas, store.views, strict=True)}
 
 
-def _same_arrays(one: View | KnnView, other: View | KnnView) -> bool:
+def _same_arrays(one: AnyView, other: AnyView) -> bool:
     a, b = view_arrays((one,)), view_arrays((other,))
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -234,8 +236,8 @@ def _notices(a: Store, b: Store) -> Iterator[str]:
 def compare(a: Store, b: Store, *, metrics: Sequence[str] = (), progress: Progress = no_progress) -> Comparison:
     """Compare two comparable stores (see `open_pair`).
 
-    The family of tests is one per set: the whole sets (those without a slash in their split) by top-1, and each sweep
-    by its mean error. ``metrics`` names others instead, such as ``knn_top1_k20``.
+    The family of tests is one per set: the whole sets (those without a slash in their split) by top-1 or mIoU, and each
+    sweep by its mean error. ``metrics`` names others instead, such as ``knn_top1_k20``.
 
     Raises:
         ConfigError: a metric that no whole set is tested by.
@@ -253,6 +255,9 @@ def compare(a: Store, b: Store, *, metrics: Sequence[str] = (), progress: Progre
         progress("numbers", number, len(views))
         if isinstance(view, KnnView):
             rows += knn_rows(a, b, view, bootstraps)
+            continue
+        if isinstance(view, MaskView):
+            rows += mask_rows(a, b, view, bootstraps)
             continue
         one, two = answers_of(a, view), answers_of(b, view)
         rows += view_rows(view, one, two, bootstraps)

@@ -67,12 +67,17 @@ def page(
             _note("Parts of sets, neighbours and what else is tested; these p-values are not adjusted."),
         ),
         *(_sweep(dataset, comparison.rows, alpha, margin) for dataset in _swept(comparison)),
-        section(
-            "Reliability", _note("Below the diagonal a model is too sure of itself."), cards(*_diagrams(comparison))
-        ),
-        section("Classes", _note(class_claim(comparison)), *_class_tables(comparison.classes)),
+        _calibration(comparison) if comparison.reliability else None,
+        section("Classes", _note(class_claim(comparison)), *_class_tables(comparison.classes))
+        if comparison.classes
+        else None,
         section("All figures", _figures_table(comparison)),
     )
+
+
+def _calibration(comparison: Comparison) -> Markup:
+    note = _note("Below the diagonal a model is too sure of itself.")
+    return section("Reliability", note, cards(*_diagrams(comparison)))
 
 
 def _verdict(failures: Sequence[str]) -> Markup | None:

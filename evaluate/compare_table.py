@@ -18,7 +18,7 @@ from digpt.results_table import PLAIN, TITLES
 from evaluate.paired import PRIMARY, ClassRow, Comparison, Row
 
 CALIBRATION = ("ece", "nll", "brier")
-UNTESTED = ("top5", "probe_top5", *CALIBRATION)
+UNTESTED = ("top5", "probe_top5", "macc", "aacc", *CALIBRATION)
 SWEPT = ("error", "ce", "mce", "relative_mce")
 
 

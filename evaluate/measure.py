@@ -23,8 +23,9 @@ from digpt.neighbors import knn_classify_many
 from digpt.resampling import Resamples
 from digpt.results import ModelRef, Result, ResultsDocument, with_fingerprint
 from evaluate.progress import Progress, no_progress
+from evaluate.segment_measure import class_ious, mask_results, mask_views
 from evaluate.store import Store
-from evaluate.suite import KnnView, ProbeView, View
+from evaluate.suite import KnnView, MaskView, ProbeView, View
 
 BINS = 15
 ALEXNETS = "imagenet-c"  # the one set that AlexNet's constants were measured on
@@ -85,6 +86,9 @@ def results_of(store: Store, progress: Progress = no_progress) -> Iterator[Resul
         progress("numbers", number, len(store.views))
         if isinstance(view, KnnView):
             yield from _neighbours(store, view, bootstraps)
+            continue
+        if isinstance(view, MaskView):
+            yield from mask_results(store, view, bootstraps.of(store.cells[view.cell]["images"], None))
             continue
         answered = answers_of(store, view)
         if view.corruption is None:
@@ -218,7 +222,13 @@ def _sweep(
 
 
 def write_per_class(store: Store, path: Path) -> None:
-    """Write ``dataset, split, class, name, images, top1`` of every view and class that has images, as CSV."""
+    """Write ``dataset, split, class, name, images, top1`` of every view and class that has images, as CSV.
+
+    Of a segmentation the table of `class_ious`.
+    """
+    if mask_views(store):
+        atomic_write(path, class_ious(store).encode())
+        return
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["dataset", "split", "class", "name", "images", "top1"])

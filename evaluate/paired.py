@@ -20,14 +20,17 @@ from numpy.typing import NDArray
 
 from digpt import calibration
 from digpt.calibration import Reliability
+from digpt.errors import ConfigError
 from digpt.robustness_metrics import ALEXNET_CLEAN, ALEXNET_ERROR, CORRUPTIONS, SEVERITIES
+from digpt.segment_metrics import scores_resampled
 from digpt.significance import difference, holm, mcnemar, paired_permutation
 from evaluate.measure import ALEXNETS, BINS, Answered, Bootstraps, neighbours_of
+from evaluate.segment_measure import parts_of, scores_of
 from evaluate.store import Store
-from evaluate.suite import KnnView, ProbeView, View
+from evaluate.suite import KnnView, MaskView, ProbeView, View
 
-PRIMARY = ("top1", "error", "probe_top1")  # what the family of tests consists of unless other metrics are named
-MCNEMAR = "McNemar, exact binomial"
+PRIMARY = ("top1", "error", "miou", "probe_top1")  # what the family of tests consists of unless other metrics are named
+MCNEMAR, BOOTSTRAP = "McNemar, exact binomial", "paired bootstrap"
 LOWER_IS_BETTER = ("error", "ce", "mce", "relative_mce", "ece", "nll", "brier")
 
 Floats = NDArray[np.float64]
@@ -179,6 +182,26 @@ def knn_rows(a: Store, b: Store, view: KnnView, bootstraps: Bootstraps) -> Itera
     columns = {f"knn_top1_k{k}": (right[0][k], right[1][k]) for k in view.ks}
     for metric, row in _means(view, columns, bootstraps):
         yield replace(row, **_right_or_wrong(*columns[metric], view.groups, bootstraps.seed))
+
+
+def mask_rows(a: Store, b: Store, view: MaskView, bootstraps: Bootstraps) -> Iterator[Row]:
+    """mIoU with a p-value of the paired bootstrap, and by intervals alone mAcc and aAcc.
+
+    Raises:
+        ConfigError: the labels are not the same in both.
+    """
+    parts = parts_of(a, view), parts_of(b, view)
+    if not np.array_equal(parts[0][:, :, 2], parts[1][:, :, 2]):
+        raise ConfigError(f"{view.id} has other labels in A than in B: evaluate both again.")
+    scores = scores_of(a, view), scores_of(b, view)
+    resamples = bootstraps.of(len(parts[0]), None)
+    drawn = [scores_resampled(each, resamples) for each in parts]
+    for metric in drawn[0]:
+        samples = drawn[1][metric] - drawn[0][metric]
+        one, two = (float(getattr(score, metric)) for score in scores)
+        found = difference(two - one, samples[~np.isnan(samples)])
+        row = Row(view.dataset, view.split, metric, len(parts[0]), one, two, found.value, found.ci95)
+        yield replace(row, p=found.p_value, test=BOOTSTRAP) if metric in PRIMARY else row
 
 
 def _clustered(groups: Groups) -> bool:

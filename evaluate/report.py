@@ -108,8 +108,8 @@ def report_of(options: ReportOptions) -> Report:
     tables = tables_of(models, options.table)
     if not tables:
         raise ConfigError(
-            "None of these results stand in a table: tables are made of the ImageNet family (--data-root) and the "
-            "bundled emoji set. --table 1 prints the published rows alone."
+            "None of these results stand in a table: tables are made of the ImageNet family (--data-root), "
+            "ADE20K and the bundled emoji set. --table 1 prints the published rows alone."
         )
     study = None
     if options.population == "shipped":

@@ -181,7 +181,7 @@ def _group_of(source: Source, groups: list[_Group]) -> _Group:
 
 
 def _merge(source: Source, group: _Group) -> None:
-    group.notes += _subset(source.document.protocol)
+    group.notes += [*_subset(source.document.protocol), *_views(source.document.protocol)]
     for result in source.document.results:
         row = (result.dataset, result.split, result.metric)
         known = group.rows.setdefault(row, (result, source.path))
@@ -213,6 +213,14 @@ def _subset(protocol: Mapping[str, Any]) -> list[str]:
     if protocol.get("preview"):
         return [f"A preview: {protocol['preview']:.0%} of every class"]
     return []
+
+
+def _views(protocol: Mapping[str, Any]) -> list[str]:
+    """What raises mIoU beyond the usual single view of an image."""
+    asked = protocol.get("segmentation", {})
+    several = [f"{len(asked['ratios'])} scales"] if len(asked.get("ratios", ())) > 1 else []
+    mirrored = ["mirror images"] if asked.get("flip") else []
+    return [f"mIoU with probabilities averaged over {' and '.join(several + mirrored)}"] if several or mirrored else []
 
 
 def _labels(refs: Sequence[ModelRef], protocols: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@
     store/views.npz             labels, rows, classes and groups of the views
     store/classes.npy           the class matrix [C, D], for models that classify by text
     store/keys/<sha256>.txt     the names of a cell's images
-    store/cells/<id>/00000.npz  logits [n, C] and embeddings [n, D], float32, of up to 2,048 images
+    store/cells/<id>/00000.npz  logits [n, C] and embeddings [n, D], float32, of up to 2,048 images; or of masks the
+                                pixels of each class, parts [n, K, 3], int64, of up to 32
 
 Every number is computed from the store, so that ``python -m evaluate.recompute DIR`` needs neither model nor data.
 """
@@ -26,12 +27,12 @@ from numpy.typing import NDArray
 
 from digpt.errors import ConfigError, DataError
 from digpt.files import atomic_write, canonical_json
-from evaluate.suite import KnnView, ProbeView, Suite, View
+from evaluate.suite import AnyView, KnnView, MaskView, ProbeView, Suite, View
 
 STORE_NAME = "store"
-SHARD = 2048  # images
+SHARD = 2048  # images, where a suite asks for no other number
 VERSION = 1
-_KINDS: dict[str, type[View] | type[KnnView]] = {"classify": View, "probe": ProbeView, "knn": KnnView}
+_KINDS: dict[str, type[AnyView]] = {"classify": View, "probe": ProbeView, "knn": KnnView, "segment": MaskView}
 
 Arrays = dict[str, NDArray[Any]]
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile)
@@ -43,7 +44,7 @@ class Store:
     ``header`` is what ``store.json`` holds; ``views`` are those of the suite.
     """
 
-    def __init__(self, root: Path | None, header: dict[str, Any], views: tuple[View | KnnView, ...]) -> None:
+    def __init__(self, root: Path | None, header: dict[str, Any], views: tuple[AnyView, ...]) -> None:
         self.root, self.header, self.views = root, header, views
         self.matrix: NDArray[np.float32] | None = None
         self._memory: dict[tuple[str, int], Arrays] = {}
@@ -102,11 +103,12 @@ class Store:
 
     def shards(self, cell: str) -> range:
         """The numbers of a cell's shards."""
-        return range(-(-self.cells[cell]["images"] // SHARD))
+        return range(-(-self.cells[cell]["images"] // self.header["shard"]))
 
     def rows_of(self, cell: str, shard: int) -> slice:
         """The rows of a cell that a shard holds."""
-        return slice(shard * SHARD, min((shard + 1) * SHARD, self.cells[cell]["images"]))
+        size = self.header["shard"]
+        return slice(shard * size, min((shard + 1) * size, self.cells[cell]["images"]))
 
     def has(self, cell: str, shard: int) -> bool:
         """Whether a shard is there; shards are written all or nothing."""
@@ -209,7 +211,7 @@ def header_of(suite: Suite, model: Mapping[str, Any]) -> dict[str, Any]:
         "zero_shot": model["zero_shot"],
         "protocol": dict(suite.protocol),
         "suite": suite.name,
-        "shard": SHARD,
+        "shard": suite.shard or SHARD,
         "class_names": list(suite.class_names),
         "notes": list(suite.notes),
         "cells": cells,
@@ -218,7 +220,7 @@ def header_of(suite: Suite, model: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(canonical_json(header)))
 
 
-def _meta(view: View | KnnView) -> dict[str, Any]:
+def _meta(view: AnyView) -> dict[str, Any]:
     """The fields of a view that are no arrays."""
     kind = next(kind for kind, cls in _KINDS.items() if type(view) is cls)
     values = {field.name: getattr(view, field.name) for field in fields(view)}
@@ -226,7 +228,7 @@ def _meta(view: View | KnnView) -> dict[str, Any]:
     return {"kind": kind, **{name: value for name, value in plain.items() if value is not None}}
 
 
-def view_arrays(views: tuple[View | KnnView, ...]) -> Arrays:
+def view_arrays(views: tuple[AnyView, ...]) -> Arrays:
     """The arrays of all views under ``<number>.<field>``; several answers become their numbers and one list."""
     arrays: Arrays = {}
     for number, view in enumerate(views):
@@ -240,13 +242,13 @@ def view_arrays(views: tuple[View | KnnView, ...]) -> Arrays:
     return arrays
 
 
-def views_from(metas: list[dict[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> tuple[View | KnnView, ...]:
+def views_from(metas: list[dict[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> tuple[AnyView, ...]:
     """The views again, from their JSON values and `view_arrays`."""
     own: list[dict[str, Any]] = [{} for _ in metas]
     for name, array in arrays.items():
         number, _, field = name.partition(".")
         own[int(number)][field] = array
-    views: list[View | KnnView] = []
+    views: list[AnyView] = []
     for meta, values in zip(metas, own, strict=True):
         counts, flat = values.pop("answer_counts", None), values.pop("answer_labels", None)
         if counts is not None:
@@ -311,12 +313,12 @@ def _is_consequence(line: str) -> bool:
 def _read_header(root: Path) -> dict[str, Any]:
     try:
         header = json.loads((root / "store.json").read_text(encoding="utf-8"))
-        version = header["version"]
+        version, shard = header["version"], header["shard"]
     except OSError:
         raise DataError(f"There is no store at {root}; an evaluation with --output DIR writes one.") from None
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{root / 'store.json'} is damaged; evaluate again with --overwrite.") from None
-    if version != VERSION or header.get("shard") != SHARD:
+    if version != VERSION or not (isinstance(shard, int) and shard >= 1):
         raise DataError(f"{root} is a store of version {version}; this program reads {VERSION}. Evaluate again.")
     return dict(header)
 

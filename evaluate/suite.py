@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,22 @@ class KnnView:
 
 
 @dataclass(frozen=True)
+class MaskView:
+    """A question of segmentation: which class has each pixel of a cell's images? All of them are asked."""
+
+    dataset: str
+    split: str
+    cell: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.dataset}/{self.split}"
+
+
+AnyView: TypeAlias = View | KnnView | MaskView  # a ProbeView is a View
+
+
+@dataclass(frozen=True)
 class Suite:
     """Everything that is asked of one model.
 
@@ -118,12 +134,13 @@ class Suite:
     name: str
     class_names: tuple[str, ...]
     cells: tuple[Cell, ...]
-    views: tuple[View | KnnView, ...]
+    views: tuple[AnyView, ...]
     protocol: Mapping[str, Any]
     class_ids: tuple[str, ...] = ()
     neighbour_names: tuple[str, ...] = ()  # of the labels of neighbours, where these are not the classes
     templates: tuple[str, ...] | None = None  # None: the model's own
     notes: tuple[str, ...] = ()  # what was left out, and why, in words
+    shard: int | None = None  # images whose answers one file of the store holds; None for its own number
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ COMMANDS = {
     "evaluate.zeroshot": EVALUATE | {"--sets", "--templates"},
     "evaluate.knn": EVALUATE | {"--k"},
     "evaluate.linear_probe": EVALUATE | {"--iterations", "--learning-rates"},
+    "evaluate.segmentation": EVALUATE
+    | {"--data", "--split", "--inference", "--multi-scale", "--flip", "--reduce-zero"},
     "evaluate.compare": {"--json", "--output", "--fail-if-worse", "--alpha", "--margin"},
     "evaluate.report": {"--format", "--output", "--table", "--population", "--allow-mixed", "--json"},
     "evaluate.verify": EVALUATE | {"--reference"},
