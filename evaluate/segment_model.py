@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from digpt.artifact import read_checkpoint
-from digpt.errors import BackendError, CapabilityError, near_misses
-from digpt.preprocess import Preprocess
+from digpt.engine import Engine
+from digpt.errors import CapabilityError, near_misses
 from digpt.results import ModelRef
+from digpt.runtime.base import no_pixels
 from digpt.segment_inference import PixelModel
-from digpt.segmentation import HEAD_TYPE, build_segmenter
-from digpt.sources import model_name
-from evaluate.cli import EvaluateOptions
+from evaluate.cli import EvaluateOptions, load_engine
 
 CLASSIFIER = "segmentation head"
 
@@ -30,50 +28,49 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class SegmentModel:
-    """A loaded model: ``classes`` are the names of its labels 0..K-1, ``crop`` the side in pixels of its windows."""
+    """A loaded model.
+
+    ``classes`` are the names of its labels 0..K-1, ``crop`` the side in pixels of its windows, ``max_batch`` how many
+    it takes at once.
+    """
 
     ref: ModelRef
     classes: tuple[str, ...]
     crop: int
     pixels: PixelModel
     close: Callable[[], None] = _nothing
+    max_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class EnginePixels:
+    """Any runtime as a `PixelModel`, on the CPU."""
+
+    engine: Engine
+
+    def pixel_logits(self, images: Tensor) -> Tensor:
+        """uint8 ``[B,H,W,3]`` -> float32 ``[B,K,H,W]``."""
+        return torch.from_numpy(self.engine.pixel_logits(images.numpy()))
 
 
 def load_pixel_model(options: EvaluateOptions) -> SegmentModel:
-    """Load a checkpoint that has a segmentation head.
+    """Load a model that has a segmentation head, on any backend.
 
     Raises:
         CapabilityError: a model without one.
-        BackendError: a backend other than torch.
-        CheckpointError: a file that is missing, damaged or does not fit.
+        SpecError, CheckpointError, BackendError: see ``digpt.runtime.load_runtime``.
     """
-    spec = options.spec
-    if options.backend not in (None, "torch"):
-        raise BackendError(f"The {options.backend} backend cannot segment here; leave --backend out.")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    refusal = (
-        f"{spec} has no segmentation head: give a checkpoint that was trained on masks, such as runs/segment/ckpt.pt."
+    engine = load_engine(options)
+    info = engine.info
+    if info.head != "upernet" or info.labels is None or info.segment_crop is None:
+        engine.close()
+        raise no_pixels(info)
+    # Torch's own module keeps the logits on its device, where they are resized and compared.
+    segmenter = getattr(getattr(getattr(engine.runtime, "model", None), "module", None), "segmenter", None)
+    pixels: PixelModel = EnginePixels(engine) if segmenter is None else segmenter
+    return SegmentModel(
+        ModelRef.of(info, CLASSIFIER), info.labels, info.segment_crop, pixels, engine.close, info.max_batch
     )
-    if not Path(spec).is_file() and Path(spec).suffix != ".pt":
-        raise CapabilityError(refusal)
-    checkpoint = read_checkpoint(spec)
-    if (checkpoint.config["head"] or {}).get("type") != HEAD_TYPE:
-        raise CapabilityError(refusal)
-    segmenter = build_segmenter(checkpoint.config, checkpoint.weights)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    ref = ModelRef(
-        spec=spec,
-        fingerprint=checkpoint.fingerprint,
-        backend="torch",
-        name=model_name(spec),
-        precision="fp32",
-        has_text=False,
-        preprocess=Preprocess.from_dict(checkpoint.config["preprocess"]).to_dict(),
-        templates=(),
-        classifier=CLASSIFIER,
-    )
-    return SegmentModel(ref, segmenter.config.classes, segmenter.config.crop, segmenter.to(chosen))
 
 
 def refuse_other_classes(model: SegmentModel, classes: Sequence[str], data: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -77,6 +77,7 @@ def mask_suite(model: SegmentModel, data: MaskData, views: Views | None = None) 
         refuse_other_classes(model, source.classes, source.name)
     scenes = data.spec is None
     inference = (views or Views()).inference(model.crop, scenes)
+    inference = replace(inference, batch=min(inference.batch, model.max_batch or inference.batch))
     block, cells = SetBlock(), []
     for split, source in sources.items():
         keys = [source.sample_name(index) for index in range(len(source))]

@@ -14,11 +14,13 @@ import torch
 from digpt.artifact import Checkpoint, write_checkpoint
 from digpt.data.ade20k import ADE20K_CLASSES
 from digpt.encoder import encoder_config
+from digpt.engine import Engine
 from digpt.preprocess import Preprocess
 from digpt.results import read_results
+from digpt.runtime.fake import FakeRuntime
 from digpt.segment_metrics import Scores, miou_resampled
 from digpt.segmentation import SegmentConfig, Segmenter, segment_encoder, segmenter_config, segmenter_weights
-from evaluate import compare, recompute, report, segment_run, segmentation, suite_masks
+from evaluate import cli, compare, recompute, report, segment_run, segmentation, suite_masks
 from evaluate.doctor_masks import ade20k_findings
 from evaluate.measure import Bootstraps
 from evaluate.segment_measure import mask_views, parts_of
@@ -224,6 +226,19 @@ def test_windows_are_the_whole_for_an_image_of_one_crop(tmp_path: Path, width: i
     assert np.array_equal(*parts) == same
     model = read_results(tmp_path / "slide").model
     assert (model.backend, model.classifier, model.preprocess["size"]) == ("torch", "segmentation head", 64)
+
+
+def test_any_runtime_segments_in_batches_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = FakeRuntime(text=False, labels=CLASSES, segment_crop=CROP, size=CROP, max_batch=1)
+    monkeypatch.setattr(cli.Engine, "load", lambda *_, **options: Engine(runtime))
+    label = np.random.default_rng(0).integers(0, 3, (CROP, 3 * CROP)).astype(np.uint8)
+    shown = label.copy()
+    shown[:, :CROP] = (shown[:, :CROP] + 1) % 3
+    data = write_masks(tmp_path / "data", {"a": (shown * 85 + 40, label)}, CLASSES)
+    assert measured(data, tmp_path / "out") == 0
+    found = {result.metric: result.value for result in read_results(tmp_path / "out").results}
+    assert found["aacc"] == 2 / 3
+    assert runtime.batches == [1] * 5 and runtime.closed  # windows of 32 every 21 over 96 pixels
 
 
 def test_a_model_that_cannot_segment(capsys: Any) -> None:
