@@ -69,7 +69,7 @@ class SegmentInference:
     @classmethod
     def for_crop(cls, crop: int) -> SegmentInference:
         """The usual way of a model that was trained at ``crop``, as ADE20K's 341 and (2048, 512) are for 512 pixels."""
-        return cls(crop=crop, stride=max(crop * 2 // 3, 1), scale=(4 * crop, crop))
+        return cls(crop=crop, stride=max(round(crop * 341 / 512), 1), scale=(4 * crop, crop))
 
 
 def _check_windows(crop: int, stride: int) -> None:

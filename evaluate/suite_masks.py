@@ -27,8 +27,6 @@ from evaluate.sweep import INTERVAL
 
 SHARD = 32  # images: slide inference takes seconds for each
 SCENE_SPLITS, SCENES, SCENE_SEED = ("val", "flat", "contrast"), 200, 0  # of the miniature; so many scenes per split
-LONG_SIDE = 4  # times the crop, at most: ADE20K's scale is (2048, 512) for crops of 512
-STRIDE = 341 / 512  # of the crop
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,11 @@ class Views:
 
     def inference(self, crop: int, scenes: bool) -> SegmentInference:
         """The protocol of a model of ``crop`` pixels; the scenes have the crop's size and stay as they are."""
-        return SegmentInference(
+        usual = SegmentInference.for_crop(crop)
+        return replace(
+            usual,
             mode=self.mode or ("whole" if scenes else "slide"),
-            crop=crop,
-            stride=round(crop * STRIDE),
-            scale=None if scenes else (LONG_SIDE * crop, crop),
+            scale=None if scenes else usual.scale,
             ratios=MULTI_SCALE if self.multi_scale else (1.0,),
             flip=self.flip,
         )

@@ -10,7 +10,7 @@ it; ``--data masks:DIR`` takes one's own images and masks (docs/segmentation.md)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,11 @@ class SegmentTrainConfig(TrainConfig):
         refuse_unused(given, self.data, *(("val_data", "reduce_zero") if self.data == SCENES else scenes))
 
     def inference_config(self) -> SegmentInference:
-        """How images are evaluated: crops at two thirds of their side (341 of 512), or scenes in one piece."""
+        """How images are evaluated: as ``scale`` fits them, or scenes, which have the crop's size, in one piece."""
+        usual = SegmentInference.for_crop(self.crop)
         if self.data == SCENES:
-            return SegmentInference(mode="whole", crop=self.crop, stride=self.crop, scale=None)
-        return SegmentInference(self.inference, self.crop, round(self.crop * 341 / 512), self.scale)
+            return replace(usual, mode="whole", scale=None)
+        return replace(usual, mode=self.inference, scale=self.scale)
 
 
 class SegmentTask:

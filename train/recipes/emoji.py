@@ -39,6 +39,7 @@ segment = SegmentTrainConfig(
     crop=96,
     scale=(384, 96),
     ratio=(0.75, 1.5),
+    scene_classes=25,
     channels=64,
     aux_channels=64,
     eval_every=100,
