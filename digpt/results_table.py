@@ -43,7 +43,7 @@ def render(document: ResultsDocument) -> RenderableType:
     if protocol.get("limit"):
         parts.append(f"a seeded subset of at most {protocol['limit']} images per split")
     if protocol.get("preview"):
-        parts.append(f"a preview: {protocol['preview']:.0%} of every class; intervals are for all images")
+        parts.append(f"a stratified preview: {protocol['preview']:.0%} of the images; intervals are for all of them")
     return Group(*parts)
 
 
