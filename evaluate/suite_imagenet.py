@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from digpt.classsets import default_cache_dir
 from digpt.corruptions import CORRUPTIONS, SEVERITIES
-from digpt.data.imagenet import available, class_subset, open_imagenet, real_labels, training_folder, wnids
+from digpt.data.imagenet import (
+    available,
+    class_subset,
+    descriptions,
+    open_imagenet,
+    real_labels,
+    training_folder,
+    wnids,
+)
 from digpt.data.images import ImageSource
 from digpt.errors import ConfigError, DataError, near_misses
 from digpt.text import imagenet_names
@@ -123,6 +131,7 @@ def imagenet_suite(
         name="imagenet",
         class_names=imagenet_names(),
         class_ids=wnids(),
+        class_titles=descriptions(),
         cells=tuple(parts.cells.values()),
         views=tuple(parts.views),
         protocol=_protocol(parts, sweep, knn),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from digpt.data.imagenet_c import check_cell, open_cell
-from digpt.data.imagenet_classes import class_subset, wnids
+from digpt.data.imagenet_classes import class_subset, descriptions, wnids
 from digpt.data.imagenet_folders import ImageNetImages, read_folders
 from digpt.data.imagenet_labels import RealLabels, flat_labels, real_labels
 from digpt.data.imagenet_sets import (
@@ -37,6 +37,7 @@ __all__ = [
     "RealLabels",
     "available",
     "class_subset",
+    "descriptions",
     "locate",
     "open_imagenet",
     "real_labels",

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -75,11 +76,17 @@ class _Listed(ImageSource):
         names, class_names = map(list, zip(*listing, strict=True))
         known = sorted(set(class_names), key=_natural) if classes is None else list(classes)
         number = {class_name: label for label, class_name in enumerate(known)}
-        unknown = sorted(set(class_names) - set(known))
+        found = set(class_names)
+        unknown = sorted(found - set(known))
         if unknown:
             raise DataError(
                 f"{name} has the class {unknown[0]!r} ({len(unknown)} such), which is not among the {len(known)} "
                 f"classes of the training data.{near_misses(unknown[0], known)}"
+            )
+        twice = sorted(word for word, times in Counter(known).items() if times > 1 and word in found)
+        if twice:
+            raise DataError(
+                f"{name} has the class {twice[0]!r}, which stands for several classes of the training data."
             )
         self.name, self.names = name, Names(names)
         self.classes = None if known == [""] else tuple(known)  # images that lie in no folder have no classes
