@@ -55,6 +55,10 @@ class ImageSource(ABC):
             SampleError: this image cannot be read; others may.
         """
 
+    def label(self, index: int) -> int:
+        """Label of one image; errors as `read`."""
+        return self.read(index)[1] if self.labels is None else int(self.labels[index])
+
     @abstractmethod
     def sample_name(self, index: int) -> str:
         """What a message calls one image."""
@@ -212,14 +216,22 @@ class ShardImages(ImageSource):
     def fingerprint(self) -> str:
         return self.shards.fingerprint
 
+    def label(self, index: int) -> int:
+        return self._number(index, self.shards.read(index, (".cls",)))  # without the image
+
     def read(self, index: int) -> tuple[bytes, int]:
         members = self.shards.read(index, (*IMAGE_EXTENSIONS, ".cls"))
-        text = members.pop(".cls", b"").strip()
+        number = self._number(index, members)
+        images = [data for extension, data in members.items() if extension != ".cls"]
+        if not images:
+            raise SampleError("no image", f"{self.sample_name(index)} has no image.")
+        return images[0], number
+
+    def _number(self, index: int, members: dict[str, bytes]) -> int:
+        text = members.get(".cls", b"").strip()
         if not text.isdigit():
             raise SampleError("no label", f"{self.sample_name(index)} has no .cls file with a number.")
-        if not members:
-            raise SampleError("no image", f"{self.sample_name(index)} has no image.")
-        return next(iter(members.values())), int(text)
+        return int(text)
 
 
 class HuggingFaceImages(ImageSource):
