@@ -39,7 +39,8 @@ def render(document: ResultsDocument) -> RenderableType:
         f"values in % (NLL and Brier as they are), 95 % bootstrap intervals; protocol {protocol['name']} "
         f"{_short(protocol['fingerprint'])}"
     )
-    if not model.classifier and not any(_method(result) == "" for result in document.results):
+    # The bundled set alone is asked for classes and neighbours at once; asking for neighbours only misses nothing.
+    if not model.classifier and (protocol.get("classification") or {}).get("splits"):
         parts.append("no classification: this model has neither a linear head nor a text tower")
     if protocol.get("limit"):
         parts.append(f"a seeded subset of at most {protocol['limit']} images per split")

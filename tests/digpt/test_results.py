@@ -208,8 +208,10 @@ def test_a_part_of_imagenet_c_has_no_mce_and_says_so(document):
 
 def test_table_says_what_is_missing(document):
     blind = replace(document, model=ModelRef.of(FakeRuntime(text=False).info), results=document.results[2:])
+    asked = replace(blind, protocol=with_fingerprint({**blind.protocol, "classification": {"splits": ["seen"]}}))
     limited = replace(blind, protocol=with_fingerprint({**blind.protocol, "limit": 100}))
-    assert "no classification: this model has neither a linear head nor a text tower" in printed(blind)
+    assert "no classification: this model has neither a linear head nor a text tower" in printed(asked)
+    assert "no classification" not in printed(blind)  # where the neighbours alone were asked
     assert "at most 100 images per split" in printed(limited)
     assert "at most" not in printed(blind)
     assert blind.model.templates == ()
