@@ -40,7 +40,7 @@ def images_suite(
         ConfigError: k exceeds the training images.
     """
     subset = subset or Subset()
-    name = PurePath(spec.partition(":")[2] or spec).name or spec
+    name = name_of(spec)
     training = None if knn is None else open_images(spec, "train", classes=labels)
     known = labels or (training.classes if training is not None else None)
     source = open_images(spec, split, whole=True, classes=known)
@@ -81,6 +81,11 @@ def images_suite(
         protocol=_protocol(name, split, classes, block, sweep, knn, subset),
         templates=templates,
     )
+
+
+def name_of(spec: str) -> str:
+    """What results call a data set: the last part of its path."""
+    return PurePath(spec.partition(":")[2] or spec).name or spec
 
 
 def _cell(

@@ -196,14 +196,6 @@ def test_the_papers_rows_come_first_and_ours_carry_intervals() -> None:
     assert "| FD | 300 | CLIP | 84.8 | - |" in markdown(one) and "| BEiT | 800 | DALLE | 84.0 |  |" in markdown(one)
 
 
-def test_a_part_of_imagenet_c_is_no_row_of_the_column_of_all_of_it() -> None:
-    partial = models(document("part", {"imagenet": 0.8}, corruptions(error=0.402)))
-    (table,) = tables_of(partial, ["2"])
-    row = cells(table, "part")
-    assert row["ImageNet"].startswith("80.0") and row["IN-C error ↓"] == ""
-    assert any("was there in part" in text for _, text in table.notes)
-
-
 def test_the_corruption_columns_never_mix() -> None:
     memory = result("imagenet-c-on-the-fly", "mean", "error", 0.35, 75 * 50_000)
     both = models(
