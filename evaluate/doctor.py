@@ -30,6 +30,7 @@ from digpt.data.imagenet_sets import imagenet_set, missing
 from digpt.data.images import ImageSource
 from digpt.errors import ConfigError, DigptError
 from evaluate import cli
+from evaluate.doctor_masks import ade20k_findings
 from evaluate.doctor_pictures import own_findings, training_findings
 from evaluate.findings import SAMPLE, Finding, Level, chosen, counts, decoded, some
 from evaluate.progress import Progress, bars, no_progress
@@ -68,7 +69,7 @@ def diagnose(
     """Look at the sets below ``data_root``, or at the pictures of ``data``; without either, at the bundled emoji set.
 
     A set of ``sets`` that is missing is an error; without ``sets`` all are looked for, and those that are missing are
-    warnings unless none is there. ``deep`` decodes every image.
+    warnings unless none is there; ADE20K is looked at where it lies beside them. ``deep`` decodes every image.
 
     Raises:
         DataError: an unknown set, or ``data_root`` is no folder.
@@ -85,11 +86,13 @@ def diagnose(
     wanted = dict.fromkeys(sets or (*IMAGENET_SETS, TRAINING.name))
     names = [imagenet_set(name).name for name in wanted if name != TRAINING.name]
     findings = [finding for name in names for finding in _set(name, data_root, bool(sets), deep, progress)]
-    if not sets and not any(locate(name, data_root) for name in names):
+    found = [] if sets else ade20k_findings(data_root, deep, progress)
+    masks = [Finding("ade20k", level, text) for level, text in found]
+    if not sets and not masks and not any(locate(name, data_root) for name in names):
         findings.append(Finding("all", "error", f"{data_root} holds none of the sets; give the folder they lie in."))
     if TRAINING.name in wanted:
         findings += training_findings(data_root, bool(sets), deep, progress)
-    return findings
+    return findings + masks
 
 
 def _emoji() -> Finding:
