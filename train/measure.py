@@ -85,7 +85,7 @@ def measured_segmenting(
     images = images.repeat(2 // len(images) or 1, 1, 1, 1)
     labels = torch.randint(segment.n_classes, (len(images), segment.crop, segment.crop), device=device)
     blocks = list(module.encoder.blocks)
-    seconds = _seconds(module, blocks, lambda: segment_losses(*module(images), labels)["loss"], config, device)
+    seconds = _seconds(module, blocks, lambda: segment_losses(module(images), labels)["loss"], config, device)
     return MeasuredStep(_name(device), peak, utilisation(cost.total, len(images) / seconds, peak))
 
 

@@ -9,14 +9,15 @@ from digpt.data.ade20k import IGNORED
 from digpt.segmentation import AUX_WEIGHT
 
 
-def segment_losses(logits: Tensor, auxiliary: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+def segment_losses(outputs: tuple[Tensor, Tensor | None], labels: Tensor) -> dict[str, Tensor]:
     """``loss``, which carries the gradient, and its parts ``main_loss`` and ``aux_loss`` where there are two.
 
     Args:
-        logits: UperNet's, ``[B,K,h,w]``.
-        auxiliary: the FCN head's, ``[B,K,h',w']``, weighted with ``AUX_WEIGHT``; None without one.
+        outputs: logits of UperNet, ``[B,K,h,w]``, and of the FCN head, ``[B,K,h',w']``, which counts ``AUX_WEIGHT``
+            times; None without one (``Segmenter.train_logits``).
         labels: int64 ``[B,H,W]``, see `pixel_loss`.
     """
+    logits, auxiliary = outputs
     main_loss = pixel_loss(logits, labels)
     if auxiliary is None:
         return {"loss": main_loss}

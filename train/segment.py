@@ -163,7 +163,7 @@ class SegmentTask:
             for drop in self.drops:
                 drop.draw(batch.epochs, batch.items, self._device)
         with clock.part("forward"):
-            return segment_losses(*model(batch.images), batch.labels)
+            return segment_losses(model(batch.images), batch.labels)
 
     def backward(self, loss: Tensor, clock: Clock) -> None:
         with clock.part("backward"):
@@ -225,7 +225,9 @@ def segment_heads(config: SegmentTrainConfig, encoder: Mapping[str, Any], classe
         return found
     last = found.blocks[-1]
     if config.blocks[-1] != last:
-        raise ConfigError(f"blocks={config.blocks} must end with the encoder's last, {last}: none is trained beyond.")
+        raise ConfigError(
+            f"blocks={config.blocks} must end with the encoder's last block, {last}: any after it would not be trained."
+        )
     return dataclasses.replace(found, blocks=config.blocks)
 
 

@@ -29,12 +29,11 @@ def segment_skeleton(encoder: Mapping[str, Any], segment: SegmentConfig, device:
 def segment_cost(encoder: Mapping[str, Any], segment: SegmentConfig, precision: str = "bf16") -> Cost:
     """The cost of a crop; pyramid and both heads stand under ``decoders``."""
     module = segment_skeleton(encoder, segment, "meta")
-    size = (PROBE, segment.crop, segment.crop)
     images = torch.empty(PROBE, 3, segment.crop, segment.crop, device="meta")
-    labels = torch.empty(size, dtype=torch.int64, device="meta")
+    labels = torch.empty(PROBE, segment.crop, segment.crop, dtype=torch.int64, device="meta")
 
     def forward() -> Tensor:
-        return segment_losses(*module(images), labels)["loss"]
+        return segment_losses(module(images), labels)["loss"]
 
     checkpointing = module.encoder.set_grad_checkpointing
     return counted(module, list(module.encoder.blocks), forward, checkpointing, NOTHING, 1, precision)
