@@ -100,7 +100,7 @@ def test_documented_commands_exist_and_take_the_flags_shown() -> None:
         shown = set(re.findall(r"(?<!\S)--[a-z0-9][a-z0-9-]*", arguments))
         known = flags_of(module) | {"--help"}
         if module == "train.plan":  # it takes the options of the command that it plans
-            for command in {"pretrain", "finetune", "zeroshot"} & set(arguments.split()):
+            for command in {"pretrain", "finetune", "zeroshot", "segment"} & set(arguments.split()):
                 known |= flags_of(f"train.{command}")
         wrong += [f"{where}: {module} has no {flag}" for flag in sorted(shown - known)]
     assert wrong == []

@@ -61,7 +61,7 @@ class TrainConfig:
     lr: float = 1e-3
     base_lr: float | None = None  # per 256 images of the batch; sets lr when given
     min_lr: float = 1e-5
-    warmup: int = 100  # steps of linear warm-up before the cosine, at most all of them
+    warmup: int = 100  # steps of linear warm-up before the decay, at most all of them
     warmup_epochs: float | None = None  # sets warmup when given
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from digpt.encoder import build_encoder, finetuned_config
 from digpt.errors import ConfigError, SpecError, near_misses
+from digpt.segmentation import Segmenter
 from train.objective import Paradigm, build_paradigm
 from train.targets import Target, teacher_skeleton
 
@@ -123,7 +124,7 @@ def pretrain_cost(
     images = torch.empty(PROBE, 3, *objective.encoder.patch_embed.img_size, device="meta")
     order = torch.empty(PROBE, objective.units, dtype=torch.int64, device="meta")
     teacher_flops, targets = _flops(lambda: target(images))
-    return _count(
+    return counted(
         objective,
         objective.blocks(),
         lambda: objective(images, targets, order).loss,
@@ -160,7 +161,7 @@ def tuning_cost(
         images = torch.empty(PROBE, 3, *module.encoder.patch_embed.img_size)
     module.train()
     checkpointing = module.encoder.set_grad_checkpointing
-    return _count(module, list(module.encoder.blocks), lambda: module(images), checkpointing, frozen, 1, precision)
+    return counted(module, list(module.encoder.blocks), lambda: module(images), checkpointing, frozen, 1, precision)
 
 
 def image_tower_cost(teacher: str, image_size: int | tuple[int, int]) -> Frozen:
@@ -194,8 +195,8 @@ def text_tower_cost(model: str) -> tuple[Frozen, int]:
     return Frozen(flops[""] / PROBE, _parameters(clip.text)), int(config["embed_dim"])
 
 
-def _count(
-    module: Paradigm | Tuned,
+def counted(
+    module: Paradigm | Tuned | Segmenter,
     blocks: Sequence[nn.Module],
     forward: Callable[[], Tensor],
     set_checkpointing: Callable[[bool], None],
@@ -287,7 +288,7 @@ def _kept_bytes(
 
 
 class _AsOnGpu(TorchFunctionMode):
-    """Run attention as the memory-efficient kernel and linear layers as bfloat16 autocast would on a GPU.
+    """Run attention as the memory-efficient kernel, linear layers and convolutions as bfloat16 autocast would on a GPU.
 
     ``meta`` has neither: attention would keep its [N,N] weights, and every activation would be float32.
     """
@@ -307,7 +308,7 @@ class _AsOnGpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             return _efficient_attention(*args, **kwargs)
-        if self.bf16 and func in (F.linear, F.conv2d, torch.conv2d):
+        if self.bf16 and func in (F.linear, F.conv2d, F.conv_transpose2d, torch.conv2d):
             args = tuple(self._lower(value) for value in args)
             kwargs = {name: self._lower(value) for name, value in kwargs.items()}
         elif self.bf16 and func is F.layer_norm:

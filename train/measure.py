@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from digpt.encoder import build_encoder, finetuned_config
+from digpt.segmentation import SegmentConfig
 from train.config import TrainConfig
 from train.cost import Cost, Tuned, measured_peak, pretrain_modules, utilisation
 from train.optim import build_optimizer, decay_groups
+from train.pixel_loss import segment_losses
+from train.segment_cost import segment_skeleton
 
 SECONDS, EXPECTED = 1.0, 0.3  # a measured step has the images that take about so long at such a share of the peak
 ON_CUDA = 64  # images at most, to fit
@@ -68,6 +71,22 @@ def measured_tuning(
     blocks = list(module.encoder.blocks)
     seconds = _seconds(module, blocks, lambda: module(images).float().square().mean(), config, device)
     return MeasuredStep(_name(device), peak, utilisation(flops, len(images) / seconds, peak))
+
+
+def measured_segmenting(
+    encoder: Mapping[str, Any], segment: SegmentConfig, config: TrainConfig, cost: Cost, micro_batch: int
+) -> MeasuredStep:
+    """Time forward, backward and AdamW of a segmenter on crops with random labels, two at least (for batch norm)."""
+    device = _device(config)
+    module = segment_skeleton(encoder, segment, device)
+    module.encoder.set_grad_checkpointing(config.checkpointing)
+    peak = _peak(device, config)
+    images = _images(device, (segment.crop, segment.crop), peak, cost.total, micro_batch)
+    images = images.repeat(2 // len(images) or 1, 1, 1, 1)
+    labels = torch.randint(segment.n_classes, (len(images), segment.crop, segment.crop), device=device)
+    blocks = list(module.encoder.blocks)
+    seconds = _seconds(module, blocks, lambda: segment_losses(module(images), labels)["loss"], config, device)
+    return MeasuredStep(_name(device), peak, utilisation(cost.total, len(images) / seconds, peak))
 
 
 def _peak(device: torch.device, config: TrainConfig) -> float:

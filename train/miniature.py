@@ -2,8 +2,9 @@
 
     python -m train.pretrain b16_in1k --miniature
 
-Kept: paradigm, weight decay, betas, clipping, layer decay, drop path, mixing, smoothing, and the share of the run that
-is warm-up. Replaced: data, sizes of encoder and decoders, teacher, batch, number of steps, learning rate, precision.
+Kept: paradigm, weight decay, betas, clipping, layer decay, drop path, mixing, smoothing, the power of a polynomial
+schedule, and the share of the run that is warm-up. Replaced: data (pictures by the bundled set, masks by scenes
+composed from it), sizes of encoder, decoders and heads, teacher, batch, number of steps, learning rate, precision.
 The miniature of a text tuning is the bundled set's own task (frozen text tower, its distribution distilled): it does
 not run the code that tunes both towers on pairs from disk (``train.imagetext``).
 """
@@ -18,6 +19,7 @@ from digpt.errors import ConfigError
 from train.config import TrainConfig, load_recipe
 from train.finetune import FinetuneConfig
 from train.pretrain import PretrainConfig
+from train.segment import SegmentTrainConfig
 from train.zeroshot import ZeroshotConfig
 
 # What the emoji recipes say about the machine and the data; everything else is the recipe's own.
@@ -25,6 +27,8 @@ _MACHINE = ("data", "data_root", "workers", "threads", "precision", "compile", "
             "accumulate", "log_every", "eval_every", "save_every", "image_size", "variant", "depth",
             "augment")  # fmt: skip
 _PRETRAIN = ("teacher", "mean", "std")
+_SEGMENT = ("crop", "scale", "channels", "aux_channels", "blocks", "reduce_zero", "scenes", "scene_classes",
+            "eval_scenes", "splits", "inference")  # fmt: skip
 
 
 def miniature(config: Any) -> Any:
@@ -35,12 +39,17 @@ def miniature(config: Any) -> Any:
     Raises:
         ConfigError: the command has no miniature.
     """
-    kinds = {PretrainConfig: "pretrain", FinetuneConfig: "finetune", ZeroshotConfig: "zeroshot"}
+    kinds = {
+        PretrainConfig: "pretrain",
+        FinetuneConfig: "finetune",
+        ZeroshotConfig: "zeroshot",
+        SegmentTrainConfig: "segment",
+    }
     command = kinds.get(type(config))
     if command is None:
         raise ConfigError(f"{type(config).__name__} has no miniature: it is small as it is.")
     small = load_recipe("emoji", command)
-    copied = {name: getattr(small, name) for name in _MACHINE}
+    copied = {name: getattr(small, name) for name in _MACHINE if hasattr(small, name)}
     changes: dict[str, Any] = {
         **copied,
         "output": _below(config.output),
@@ -59,6 +68,8 @@ def miniature(config: Any) -> Any:
             changes[options] = dataclasses.replace(getattr(config, options), **sizes)
     elif config.encoder != "random":
         changes["encoder"] = str(_below(Path(config.encoder)))
+    if command == "segment":
+        changes |= {name: getattr(small, name) for name in _SEGMENT}
     if command == "zeroshot":
         changes |= {"teacher": small.teacher, "distill": small.distill}
     return dataclasses.replace(config, **changes)

@@ -22,25 +22,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from digpt.data.emoji import EmojiSet
-from digpt.data.images import open_images
 from digpt.errors import ConfigError, DigptError
 from train.config import RECIPES, TrainConfig, load_recipe, parse, resolved
 from train.cost import NOTHING, Cost, Frozen, image_tower_cost, pretrain_cost, text_tower_cost, tuning_cost
 from train.fit import GPUS, USABLE, Gpu, disk, memory, smallest_accumulate, verdict, with_text_tower
-from train.measure import MeasuredStep, measured_pretraining, measured_tuning
+from train.measure import MeasuredStep, measured_pretraining, measured_segmenting, measured_tuning
+from train.plan_inputs import JPEG_BYTES, bytes_of, images_in, planned_segmenter, size_note, tuned_encoder
+from train.segment_cost import segment_cost
 from train.share import Share
-from train.starts import start_encoder
 from train.targets import named_teacher
 
-COMMANDS = ("pretrain", "finetune", "zeroshot")
+COMMANDS = ("pretrain", "finetune", "zeroshot", "segment")
 GpuName = Literal["b200", "h200", "h100", "a100", "a100-40", "l40s", "l4", "a10"]
-
-
-# Training images: ImageNet-1K (ILSVRC 2012), ImageNet-21K (fall 2011), and the paper's count of the merged set.
-PUBLISHED = {"in1k": 1_281_167, "in21k": 14_197_122, "intermediate": 14_197_122, "merged": 36_000_000}
-TITLES = {"in1k": "ImageNet-1K", "in21k": "ImageNet-21K", "intermediate": "ImageNet-21K", "merged": "the merged set"}
-JPEG_BYTES = 115_440  # ImageNet-1K's training archive, 147,897,477,120 bytes, by its images
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,10 @@ def count(command: str, config: Any) -> tuple[Cost, int, list[str]]:
             config.encoder(), config.teacher, config.paradigm, config.options(), config.orders, config.precision
         )
         return cost, 0, []
-    encoder, notes = _encoder(config)
+    if command == "segment":
+        encoder, heads, notes = planned_segmenter(config)
+        return segment_cost(encoder, heads, config.precision), 0, notes
+    encoder, notes = tuned_encoder(config)
     if command == "finetune":
         if not config.classes:
             notes.append("the head is counted with 1,000 classes; --classes N says otherwise")
@@ -101,14 +97,6 @@ def count(command: str, config: Any) -> tuple[Cost, int, list[str]]:
     return tuning_cost(encoder, width, False, tower, config.precision), text_parameters, notes
 
 
-def _encoder(config: Any) -> tuple[dict[str, Any], list[str]]:
-    """timm's arguments of the encoder that is tuned: its checkpoint's, or the configuration's while there is none."""
-    missing = config.encoder.endswith((".pt", ".pth")) and not Path(config.encoder).is_file()
-    start = "random" if missing else config.encoder
-    options = start_encoder(start, config.variant, config.image_size, config.depth).config
-    return options, [f"{config.encoder} is not there yet: taken to be a {config.variant}"] if missing else []
-
-
 def _open_clip_model(teacher: str) -> str:
     """The name of an open_clip model, of whose architecture the text tower is built."""
     named = named_teacher(teacher)
@@ -120,52 +108,6 @@ def _open_clip_model(teacher: str) -> str:
     return rest.partition("/")[0]
 
 
-def images_in(recipe: str, command: str, config: TrainConfig, given: int | None) -> int | None:
-    """How many images the training data has; None where the recipe counts steps and nobody needs to know.
-
-    Data on this machine are listed; a recipe's published set is known by name, before anybody has it.
-
-    Raises:
-        ConfigError: the recipe counts epochs of a data set whose size is unknown.
-        DataError: the data are here and cannot be listed.
-    """
-    if given is not None:
-        return given
-    if config.data == "emoji":
-        size = len(EmojiSet.load(config.data_root).images("seen"))
-        return min(size, config.limit or size)
-    if _is_here(config):
-        return len(open_images(config.data, split="train", limit=config.limit))
-    name = _published(recipe, command)
-    if name is not None:
-        return min(PUBLISHED[name], config.limit or PUBLISHED[name])
-    if config.epochs is None:
-        return None
-    raise ConfigError(f"How many images --data {config.data} holds is not known: add --images N.")
-
-
-def _is_here(config: TrainConfig) -> bool:
-    """Whether the training data can be listed."""
-    kind, _, path = config.data.partition(":")
-    return kind in ("folder", "tar") and Path(path).exists()
-
-
-def _published(recipe: str, command: str) -> str | None:
-    """The key in ``PUBLISHED`` of the set that a recipe trains on, by its name."""
-    name = recipe.rpartition("_")[2]
-    if command == "finetune" and name != "intermediate":
-        return "in1k"
-    return name if name in PUBLISHED else None
-
-
-def _size_note(recipe: str, command: str, config: TrainConfig, images: int | None) -> list[str]:
-    """What to say where the size of the data is not their own."""
-    name = _published(recipe, command)
-    if config.data == "emoji" or name is None or _is_here(config):
-        return []
-    return [f"{config.data} is not listed here: {images:,} images, by {TITLES[name]}; --images N says otherwise"]
-
-
 # ------------------------------------------------------------------------------------------------------- the document
 
 
@@ -175,21 +117,21 @@ def plan(recipe: str, command: str, config: Any, where: PlanConfig) -> dict[str,
     config = resolved(config, images or 0)
     cost, text_parameters, notes = count(command, config)
     if where.images is None:
-        notes = [*_size_note(recipe, command, config, images), *notes]
+        notes = [*size_note(recipe, command, config, images), *notes]
     total_images = config.steps * config.batch_size
-    gpu, most = GPUS[where.gpu], 1 if command == "zeroshot" else None  # contrasts within the whole batch
+    # pairs are contrasted within the whole batch; batch norm takes two crops, of any processes, at least
+    gpu, most = GPUS[where.gpu], {"zeroshot": 1, "segment": config.batch_size // 2}.get(command)
     micro = Share(0, where.gpus, config.accumulate).micro_batch(config.batch_size)
     room = USABLE * gpu.memory
     fits = {
         name: smallest_accumulate(cost, config, where.gpus, room, checkpointing, most)
         for name, checkpointing in (("stored", False), ("checkpointing", True))
     }
-    size = None if images is None or config.data == "emoji" else images * JPEG_BYTES
     kinds = {name: memory(cost, config, where.gpus, micro, name == "checkpointing") for name in fits}
     return {
         "recipe": recipe,
         "command": command,
-        "data": {"name": config.data, "images": images, "bytes": size},
+        "data": {"name": config.data, "images": images, "bytes": bytes_of(config, images)},
         "steps": config.steps,
         "batch_size": config.batch_size,
         "micro_batch": micro,
@@ -250,7 +192,10 @@ def _time(command: str, config: Any, cost: Cost, where: PlanConfig, gpu: Gpu, im
 def _measured(command: str, config: Any, cost: Cost, micro_batch: int) -> MeasuredStep:
     if command == "pretrain":
         return measured_pretraining(config, cost, micro_batch)
-    encoder = _encoder(config)[0]
+    if command == "segment":
+        encoder, heads, _ = planned_segmenter(config)
+        return measured_segmenting(encoder, heads, config, cost, micro_batch)
+    encoder = tuned_encoder(config)[0]
     return measured_tuning(encoder, encoder["embed_dim"], config, cost, micro_batch)
 
 
@@ -261,7 +206,7 @@ ASSUMPTIONS = (
     "optimiser, loader and evaluations are not counted.",
     "Peaks are NVIDIA's dense tensor-core figures; a measured peak is that of a large matrix product.",
     "Activations are what autograd keeps of a forward pass, with memory-efficient attention and bfloat16 linear "
-    "layers; left out are temporary buffers of kernels, of the teacher and of the backward pass: "
+    "layers and convolutions; left out are temporary buffers of kernels, of the teacher and of the backward pass: "
     f"{1 - USABLE:.0%} of the memory stays free for them, for the CUDA context and for fragmentation.",
     f"A training image is {JPEG_BYTES / 1e3:.0f} kB on disk, ImageNet-1K's mean.",
 )

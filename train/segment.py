@@ -9,7 +9,7 @@ it; ``--data masks:DIR`` takes one's own images and masks (docs/segmentation.md)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,12 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from digpt.artifact import Checkpoint
-from digpt.data.ade20k import IGNORED, MaskSource, open_masks
+from digpt.data.ade20k import MaskSource, open_masks
 from digpt.data.emoji import EmojiSet
 from digpt.data.scenes import SUBGROUPS, SceneSet
 from digpt.encoder import build_encoder, encoder_config
@@ -32,7 +30,6 @@ from digpt.errors import ConfigError
 from digpt.preprocess import Preprocess
 from digpt.segment_inference import Mode, SegmentInference
 from digpt.segmentation import (
-    AUX_WEIGHT,
     SegmentConfig,
     Segmenter,
     segment_encoder,
@@ -47,8 +44,10 @@ from train.drop_path import KeyedDropPath, key_drop_path
 from train.loader import PhotoBatch
 from train.loop import train
 from train.mask_loader import MaskTraining
+from train.pixel_loss import segment_losses
 from train.provenance import parent, provenance
 from train.segment_augment import Photometric, SegmentAugment
+from train.segment_cost import segment_cost
 from train.segment_eval import segment_figures
 from train.share import Share
 from train.sources import loader, refuse_unused
@@ -74,8 +73,8 @@ class SegmentTrainConfig(TrainConfig):
     val_data: str = ""  # where to evaluate; empty: the split "val" of data
     reduce_zero: bool = False  # 0 in the masks of masks:DIR is no class, as ADE20K has it by itself
     crop: int = 128  # side of the training crops in pixels, a multiple of the patch
-    scale: tuple[int, int] = (512, 128)  # an image is fitted into it, its ratio kept, times a factor drawn from ratio
-    ratio: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[int, int] | None = None  # what images are fitted into, their ratio kept; None: (4 x crop, crop)
+    ratio: tuple[float, float] = (0.5, 2.0)  # of a random factor on scale
     photometric: bool = True  # distort the colours
     channels: int = 0  # of UperNet's convolutions; 0: the encoder's width
     aux_channels: int = 256  # of the auxiliary FCN head; 0: none
@@ -103,12 +102,21 @@ class SegmentTrainConfig(TrainConfig):
         if self.batch_size // self.accumulate < 2:
             raise ConfigError("Batch norm needs two crops at least in a micro-batch: raise --batch-size.")
 
+    @property
+    def fitted(self) -> tuple[int, int]:
+        """The long and the short side that images are fitted into."""
+        return self.scale or (4 * self.crop, self.crop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the scale as it is used."""
+        return {**super().to_dict(), "scale": list(self.fitted)}
+
     def decay(self, progress: float) -> float:
         """A polynomial, as mmsegmentation's ``PolyLR``."""
         return float((1 - progress) ** self.power)
 
     def check_given(self, given: frozenset[str]) -> None:
-        """Refuse the options of other kinds of data and of no encoder."""
+        """Refuse the options of other kinds of data."""
         scenes = ("scenes", "scene_classes", "eval_scenes", "splits")
         refuse_unused(given, self.data, *(("val_data", "reduce_zero") if self.data == SCENES else scenes))
 
@@ -117,7 +125,7 @@ class SegmentTrainConfig(TrainConfig):
         usual = SegmentInference.for_crop(self.crop)
         if self.data == SCENES:
             return replace(usual, mode="whole", scale=None)
-        return replace(usual, mode=self.inference, scale=self.scale)
+        return replace(usual, mode=self.inference, scale=self.fitted)
 
 
 class SegmentTask:
@@ -129,12 +137,7 @@ class SegmentTask:
         torch.manual_seed(config.seed)
         self.training, self.validation = mask_sources(config)
         self.encoder_config, encoder, self.preprocess, self.parents = start_segmenter(config)
-        changes: dict[str, Any] = {"crop": config.crop, "dropout": config.dropout, "aux_channels": config.aux_channels}
-        if config.channels:
-            changes["channels"] = config.channels
-        if config.blocks is not None:
-            changes["blocks"] = config.blocks
-        self.segment = SegmentConfig.for_encoder(self.encoder_config, self.training.classes, **changes)
+        self.segment = segment_heads(config, self.encoder_config, self.training.classes)
         mean, std = self.preprocess.mean, self.preprocess.std
         self.module = Segmenter(encoder, self.segment, mean, std)
         encoder.set_grad_checkpointing(config.checkpointing)
@@ -143,7 +146,7 @@ class SegmentTask:
         self.drops: list[KeyedDropPath | KeyedDropout2d] = [*paths, *channels]
         augment = SegmentAugment(
             config.crop,
-            config.scale,
+            config.fitted,
             config.ratio,
             photometric=Photometric() if config.photometric else None,
             mean=(mean[0], mean[1], mean[2]),
@@ -169,12 +172,7 @@ class SegmentTask:
             for drop in self.drops:
                 drop.draw(batch.epochs, batch.items, self._device)
         with clock.part("forward"):
-            logits, auxiliary = model(batch.images)
-            main_loss = pixel_loss(logits, batch.labels)
-            if auxiliary is None:
-                return {"loss": main_loss}
-            aux_loss = pixel_loss(auxiliary, batch.labels)
-        return {"loss": main_loss + AUX_WEIGHT * aux_loss, "main_loss": main_loss, "aux_loss": aux_loss}
+            return segment_losses(model(batch.images), batch.labels)
 
     def backward(self, loss: Tensor, clock: Clock) -> None:
         with clock.part("backward"):
@@ -191,8 +189,8 @@ class SegmentTask:
             figures |= {f"{name}_{key}": value for key, value in found.items()}
         return figures
 
-    def best(self) -> str:
-        return f"{next(iter(self.validation))}_miou"
+    def best(self) -> str | None:
+        return next((f"{name}_miou" for name in self.validation), None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """timm's groups: heads at the full rate, each block below at ``layer_decay`` times that of the next."""
@@ -206,15 +204,7 @@ class SegmentTask:
 
     @cached_property
     def _flops(self) -> float:
-        """Three forward passes: the backward pass counts twice."""
-        with torch.device("meta"):
-            encoder = timm.create_model(**self.encoder_config)
-            assert isinstance(encoder, VisionTransformer)
-            probe = Segmenter(encoder, self.segment, self.preprocess.mean, self.preprocess.std)
-            images = torch.empty(1, 3, self.config.crop, self.config.crop)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            probe.eval().train_logits(images)
-        return 3.0 * counter.get_total_flops()
+        return segment_cost(self.encoder_config, self.segment, self.config.precision).total
 
     def notes(self) -> dict[str, float]:
         return self.data.notes()
@@ -230,14 +220,24 @@ class SegmentTask:
         )
 
 
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits ``[B,K,h,w]``, resized to the labels int64 ``[B,H,W]``: a scalar.
+def segment_heads(config: SegmentTrainConfig, encoder: Mapping[str, Any], classes: Sequence[str]) -> SegmentConfig:
+    """The heads over the encoder of timm's arguments ``encoder``.
 
-    Ignored pixels add nothing but count in the mean, as in mmsegmentation (``avg_non_ignore=False``), so that a step's
-    loss does not depend on how its crops are spread over processes.
+    Raises:
+        ConfigError: blocks that the encoder does not have, or that leave its last one without a gradient.
     """
-    resized = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
-    return F.cross_entropy(resized, labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
+    changes: dict[str, Any] = {"crop": config.crop, "dropout": config.dropout, "aux_channels": config.aux_channels}
+    if config.channels:
+        changes["channels"] = config.channels
+    found = SegmentConfig.for_encoder(encoder, classes, **changes)
+    if config.blocks is None:
+        return found
+    last = found.blocks[-1]
+    if config.blocks[-1] != last:
+        raise ConfigError(
+            f"blocks={config.blocks} must end with the encoder's last block, {last}: any after it would not be trained."
+        )
+    return replace(found, blocks=config.blocks)
 
 
 def start_segmenter(
@@ -246,7 +246,7 @@ def start_segmenter(
     """timm's arguments, the encoder they and the weights make, its statistics, and its parents.
 
     Raises:
-        ConfigError: the spec names no plain ViT of timm, or one whose patch does not divide the crop.
+        ConfigError: the spec names no plain ViT of timm, or one whose patch does not divide the crop into two or more.
     """
     parents = []
     if config.encoder == "random":
@@ -263,8 +263,10 @@ def start_segmenter(
         preprocess = source.preprocess
         parents = [parent("encoder", source.fingerprint, source.provenance)]
     options, weights = segment_encoder(options, weights, config.crop)
-    encoder = timm.create_model(**options, drop_path_rate=config.drop_path)
+    encoder = timm.create_model(**{**options, "drop_path_rate": config.drop_path})
     assert isinstance(encoder, VisionTransformer)
+    if min(encoder.patch_embed.grid_size) < 2:
+        raise ConfigError(f"crop={config.crop} is a single patch, and UperNet halves the grid: use {2 * config.crop}.")
     encoder.load_state_dict(weights, strict=True)
     return options, encoder, preprocess, parents
 

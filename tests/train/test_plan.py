@@ -16,7 +16,8 @@ from train.config import TrainConfig
 from train.cost import Cost, Frozen
 from train.finetune import FinetuneConfig
 from train.fit import GPUS, USABLE, disk, memory, smallest_accumulate, verdict, with_text_tower
-from train.plan import PUBLISHED, count, document_of, images_in, main
+from train.plan import count, document_of, main
+from train.plan_inputs import PUBLISHED, images_in
 from train.pretrain import PretrainConfig
 from train.zeroshot import ZeroshotConfig
 

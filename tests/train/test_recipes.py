@@ -15,17 +15,23 @@ import torch
 
 from digpt.data.images import open_images
 from digpt.encoder import encoder_config
-from train import finetune, pretrain, zeroshot
+from train import finetune, pretrain, segment, zeroshot
 from train.config import RECIPES, load_recipe, parse, resolved
 from train.cost import pretrain_modules
 from train.miniature import miniature
 from train.objective import DigptObjective, MaeConfig
 from train.optim import learning_rate
-from train.plan import PUBLISHED, PlanConfig, commands_of, plan
+from train.plan import PlanConfig, commands_of, plan
+from train.plan_inputs import PUBLISHED
 
 FULL = [name for name in RECIPES if name[:3] in ("b16", "l16", "l14")]
 STAGES = [(name, command) for name in FULL for command in commands_of(name)]
-RUN: dict[str, Any] = {"pretrain": pretrain.run, "finetune": finetune.run, "zeroshot": zeroshot.run}
+RUN: dict[str, Any] = {
+    "pretrain": pretrain.run,
+    "finetune": finetune.run,
+    "zeroshot": zeroshot.run,
+    "segment": segment.run,
+}
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -57,7 +63,7 @@ def test_a_recipe_as_written_fits_its_hardware_in_the_time_it_states(name: str, 
 @pytest.mark.parametrize(("name", "command"), STAGES)
 def test_the_full_form_has_the_published_shapes_and_ends_its_schedule(name: str, command: str) -> None:
     config = load_recipe(name, command)
-    encoder = encoder_config(config.variant, config.image_size)
+    encoder = encoder_config(config.variant, 224 if command == "segment" else config.image_size)
     published = {"B/16": "vit_base_patch16_224", "L/16": "vit_large_patch16_224", "L/14": "vit_large_patch14_224"}
     with torch.device("meta"):
         ours = timm.create_model(**encoder)
@@ -91,13 +97,32 @@ def test_figures_of_the_paper_and_the_specification_stand_in_the_recipes() -> No
     laion = load_recipe("l16_laion128m", "zeroshot")
     assert laion.steps * laion.batch_size == pytest.approx(131_072_000, rel=1e-3)
     assert (laion.lr, laion.warmup, laion.weight_decay) == (2.24e-5, 3571, 0.2)
+    base, large = (load_recipe(name, "segment") for name in ("b16_in1k", "l16_in1k"))
+    assert (base.lr, base.layer_decay, base.drop_path) == (1e-4, 0.65, 0.1)
+    assert (large.lr, large.layer_decay, large.drop_path) == (4e-5, 0.9, 0.2)
+    for both in (base, large):
+        assert (both.steps, both.batch_size, both.warmup, both.power) == (160_000, 16, 1500, 1.0)
+        assert (both.weight_decay, both.betas, both.clip, both.min_lr) == (0.05, (0.9, 0.999), 0.0, 0.0)
+        assert (both.crop, both.scale, both.ratio, both.dropout, both.aux_channels) == (
+            512, (2048, 512), (0.5, 2.0), 0.1, 256
+        )  # fmt: skip
+        inference = both.inference_config()
+        assert (inference.mode, inference.crop, inference.stride, inference.scale) == ("slide", 512, 341, (2048, 512))
 
 
 @pytest.mark.parametrize(("name", "command"), STAGES)
 def test_a_miniature_keeps_what_makes_the_recipe(name: str, command: str) -> None:
     config = load_recipe(name, command)
     small = miniature(config)
-    assert small.data == "emoji" and small.image_size == 64 and str(small.output).startswith("runs/miniature/")
+    assert str(small.output).startswith("runs/miniature/")
+    if command == "segment":
+        assert (small.data, small.val_data, small.crop, small.depth) == ("scenes", "", 128, 6)
+        assert small.encoder == f"runs/miniature/{name}/pretrain/ckpt.pt"
+        kept = ("layer_decay", "drop_path", "power", "dropout", "ratio", "photometric", "min_lr")
+        assert all(getattr(small, field) == getattr(config, field) for field in kept)
+        assert small.warmup == round(600 * 1500 / 160_000) and small.inference_config().mode == "whole"
+    else:
+        assert small.data == "emoji" and small.image_size == 64
     for field in ("weight_decay", "betas", "clip", "seed"):
         assert getattr(small, field) == getattr(config, field)
     assert small.accumulate == 1

@@ -102,7 +102,6 @@ def segmenting(name: str, variant: str, encoder: str, **changes: Any) -> Segment
         "depth": None,
         "data": "ade20k:data/ADEChallengeData2016",
         "crop": 512,
-        "scale": (2048, 512),
         "batch_size": 16,
         "steps": 160_000,
         "warmup": 1500,

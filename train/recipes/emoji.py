@@ -37,7 +37,6 @@ segment = SegmentTrainConfig(
     lr=2e-3,
     warmup=60,
     crop=96,
-    scale=(384, 96),
     ratio=(0.75, 1.5),
     scene_classes=25,
     channels=64,
