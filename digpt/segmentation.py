@@ -58,6 +58,7 @@ class SegmentConfig:
         crop: side in pixels of training crops and of sliding windows, a multiple of the patch.
         dropout: share of channels that are dropped before the classifiers, in training.
         aux_channels: of the auxiliary FCN head; 0 for none.
+        reduce_zero: whether 0 in the mask files of its own training data was no class, and classes counted from 1.
     """
 
     classes: tuple[str, ...]
@@ -66,6 +67,7 @@ class SegmentConfig:
     crop: int = 512
     dropout: float = 0.1
     aux_channels: int = 256
+    reduce_zero: bool = False
 
     def __post_init__(self) -> None:
         for name in ("classes", "blocks"):

@@ -77,7 +77,8 @@ class FeatureStore(Store):
         return self.root.with_suffix(".npy")
 
     def has(self, cell: str, shard: int) -> bool:
-        return super().has(cell, shard) and self.file.is_file()
+        """Whether the rows are there: marked, in a file that was not cut short since."""
+        return super().has(cell, shard) and self._held() is not None
 
     def put(self, cell: str, shard: int, arrays: Arrays) -> None:
         """Write the rows of a shard, then its mark.
@@ -102,26 +103,37 @@ class FeatureStore(Store):
         """The features of all of a cell's images ``[N, W]``, mapped and not read.
 
         Raises:
-            DataError: the file is missing or cut short.
+            DataError: rows are missing, or the file is damaged.
         """
-        first = self._first(cell)
-        try:
-            return np.load(self.file, mmap_mode="r")[first : first + self.cells[cell]["images"]]
-        except (OSError, ValueError):
-            raise DataError(f"{self.file} is damaged: delete it and run the probe again.") from None
+        held, first = self._held(), self._first(cell)
+        if held is None:
+            raise DataError(f"{self.file} is damaged: delete it and run the probe again.")
+        if not all(super(FeatureStore, self).has(cell, shard) for shard in self.shards(cell)):
+            raise DataError(f"{self.file} lacks features of {cell}: run the probe again, it continues.")
+        return held[first : first + self.cells[cell]["images"]]
 
-    def _opened(self, width: int, dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
-        """The file, made where there is none for these features."""
-        assert self.root is not None
-        shape = (sum(cell["images"] for cell in self.cells.values()), width)
+    def _held(self) -> np.memmap[Any, Any] | None:
+        """The file, mapped; None where there is none, or not all of it."""
         try:
             held = np.load(self.file, mmap_mode="r")
-            if (held.shape, held.dtype) == (shape, dtype):
-                return held
-        except (FileNotFoundError, ValueError):
-            pass
-        shutil.rmtree(self.root / "cells", ignore_errors=True)  # marks of rows that are gone
-        return np.lib.format.open_memmap(self.file, mode="w+", dtype=dtype, shape=shape)
+        except (OSError, EOFError, ValueError):
+            return None
+        return held if len(held) == self._total else None
+
+    def _opened(self, width: int, dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
+        """The file, made anew where it is not whole: then no row is marked as written."""
+        assert self.root is not None
+        held = self._held()
+        if held is None:
+            shutil.rmtree(self.root / "cells", ignore_errors=True)
+            return np.lib.format.open_memmap(self.file, mode="w+", dtype=dtype, shape=(self._total, width))
+        if (held.shape[1:], held.dtype) != ((width,), dtype):
+            raise DataError(f"{self.file} holds other features: begin again with --overwrite.")
+        return held
+
+    @property
+    def _total(self) -> int:
+        return sum(cell["images"] for cell in self.cells.values())
 
     def _first(self, cell: str) -> int:
         """The row of the file at which a cell begins."""

@@ -18,16 +18,17 @@ class MaskData:
     """Which images are asked.
 
     ``spec`` is ``ade20k:DIR`` or ``masks:DIR``, None for the miniature's scenes. ``split``: None for ``val``, or for
-    all splits of the scenes. ``reduce_zero``: 0 in the files of ``masks:`` is no class, as it never is in ADE20K.
+    all splits of the scenes. ``reduce_zero``: 0 in the files of ``masks:`` is no class (None: as the model
+    was trained), as it never is in ADE20K.
     """
 
     spec: str | None = None
     split: str | None = None
     subset: Subset = field(default_factory=Subset)
-    reduce_zero: bool = False
+    reduce_zero: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.reduce_zero and not (self.spec or "").startswith("masks:"):
+        if self.reduce_zero is not None and not (self.spec or "").startswith("masks:"):
             raise ConfigError("--reduce-zero is for --data masks:DIR: ADE20K has this rule by itself.")
 
 

@@ -31,7 +31,7 @@ class SegmentModel:
     """A loaded model.
 
     ``classes`` are the names of its labels 0..K-1, ``crop`` the side in pixels of its windows, ``max_batch`` how many
-    it takes at once.
+    it takes at once, ``reduce_zero`` whether 0 was no class in the files it was trained on.
     """
 
     ref: ModelRef
@@ -40,6 +40,7 @@ class SegmentModel:
     pixels: PixelModel
     close: Callable[[], None] = _nothing
     max_batch: int | None = None
+    reduce_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,13 @@ def load_pixel_model(options: EvaluateOptions) -> SegmentModel:
     segmenter = getattr(getattr(getattr(engine.runtime, "model", None), "module", None), "segmenter", None)
     pixels: PixelModel = EnginePixels(engine) if segmenter is None else segmenter
     return SegmentModel(
-        ModelRef.of(info, CLASSIFIER), info.labels, info.segment_crop, pixels, engine.close, info.max_batch
+        ModelRef.of(info, CLASSIFIER),
+        info.labels,
+        info.segment_crop,
+        pixels,
+        engine.close,
+        info.max_batch,
+        info.segment_reduce_zero,
     )
 
 

@@ -43,8 +43,9 @@ class SegmentationOptions:
     """ade20k:DIR, or your own images and masks, masks:DIR."""
     split: str | None = None
     """Of the data (default: val; of the scenes val, flat and contrast)."""
-    reduce_zero: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """0 in the files of masks:DIR means not labelled, and the classes count from 1, as the model was trained."""
+    reduce_zero: bool | None = None
+    """Whether 0 in the files of masks:DIR means not labelled and the classes count from 1 (default: as in the files
+    that the model was trained on)."""
     inference: Literal["slide", "whole"] | None = None
     """Windows of the crop's size, or the image at once (default: slide; the scenes have the crop's size and are taken
     whole)."""

@@ -125,10 +125,9 @@ def _sources(model: SegmentModel, data: MaskData) -> tuple[str, dict[str, MaskSo
         return kind, {split: open_masks(data.spec, split)}
     # Masks without a list of names have the model's, in its order.
     unnamed = None if (Path(path) / "classes.txt").is_file() else model.classes
+    zero = model.reduce_zero if data.reduce_zero is None else data.reduce_zero
     name = PurePath(path).name or kind
-    return name, {
-        split: open_masks(data.spec, split, reduce_zero=data.reduce_zero or None, whole=True, classes=unnamed)
-    }
+    return name, {split: open_masks(data.spec, split, reduce_zero=zero, whole=True, classes=unnamed)}
 
 
 def _described(inference: SegmentInference, source: MaskSource) -> dict[str, Any]:
@@ -139,9 +138,9 @@ def _described(inference: SegmentInference, source: MaskSource) -> dict[str, Any
         "reduce_zero": source.reduce_zero,
         "ignored": IGNORED,
         "inference": inference.mode,
-        "crop": inference.crop,
-        "stride": inference.stride if inference.mode == "slide" else None,
-        "scale": None if inference.scale is None else list(inference.scale),
+        # By the model's crop, so that models of different crops are asked the same and can be compared.
+        "stride": "341/512 of the crop" if inference.mode == "slide" else None,
+        "scale": None if inference.scale is None else "(4 x crop, crop)",
         "ratios": list(inference.ratios),
         "flip": inference.flip,
         "miou": "intersections and unions summed over the set, then the mean over classes with a union",

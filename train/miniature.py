@@ -27,7 +27,7 @@ _MACHINE = ("data", "data_root", "workers", "threads", "precision", "compile", "
             "accumulate", "log_every", "eval_every", "save_every", "image_size", "variant", "depth",
             "augment")  # fmt: skip
 _PRETRAIN = ("teacher", "mean", "std")
-_SEGMENT = ("crop", "scale", "channels", "aux_channels", "blocks", "reduce_zero", "scenes", "scene_classes",
+_SEGMENT = ("crop", "scale", "ratio", "channels", "aux_channels", "blocks", "reduce_zero", "scenes", "scene_classes",
             "eval_scenes", "splits", "inference")  # fmt: skip
 
 

@@ -108,8 +108,8 @@ class SegmentTrainConfig(TrainConfig):
         return self.scale or (4 * self.crop, self.crop)
 
     def to_dict(self) -> dict[str, Any]:
-        """With the scale as it is used."""
-        return {**super().to_dict(), "scale": list(self.fitted)}
+        """With the scale as it is used, and ``accumulate``: batch norm sees micro-batches, so it changes the run."""
+        return {**super().to_dict(), "scale": list(self.fitted), "accumulate": self.accumulate}
 
     def decay(self, progress: float) -> float:
         """A polynomial, as mmsegmentation's ``PolyLR``."""
@@ -117,8 +117,12 @@ class SegmentTrainConfig(TrainConfig):
 
     def check_given(self, given: frozenset[str]) -> None:
         """Refuse the options of other kinds of data."""
-        scenes = ("scenes", "scene_classes", "eval_scenes", "splits")
-        refuse_unused(given, self.data, *(("val_data", "reduce_zero") if self.data == SCENES else scenes))
+        scenes = ("scenes", "scene_classes", "eval_scenes", "splits", "data_root")
+        unused = ("val_data", "reduce_zero", "inference") if self.data == SCENES else scenes
+        refuse_unused(given, self.data, *unused)
+        if self.encoder != "random":
+            for name in sorted({"variant", "depth"} & given):
+                raise ConfigError(f"--{name} shapes a random encoder: leave it out with --encoder {self.encoder}.")
 
     def inference_config(self) -> SegmentInference:
         """How images are evaluated: as ``scale`` fits them, or scenes, which have the crop's size, in one piece."""
@@ -226,7 +230,12 @@ def segment_heads(config: SegmentTrainConfig, encoder: Mapping[str, Any], classe
     Raises:
         ConfigError: blocks that the encoder does not have, or that leave its last one without a gradient.
     """
-    changes: dict[str, Any] = {"crop": config.crop, "dropout": config.dropout, "aux_channels": config.aux_channels}
+    changes: dict[str, Any] = {
+        "reduce_zero": config.reduce_zero,
+        "crop": config.crop,
+        "dropout": config.dropout,
+        "aux_channels": config.aux_channels,
+    }
     if config.channels:
         changes["channels"] = config.channels
     found = SegmentConfig.for_encoder(encoder, classes, **changes)

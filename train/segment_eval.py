@@ -26,7 +26,7 @@ def segment_figures(
     """``miou``, ``macc`` and ``aacc`` of ``source``, from intersections and unions summed over all of it.
 
     Raises:
-        DataError: an image cannot be read, which a figure must not hide.
+        DataError: an image cannot be read, which a figure must not hide; or nothing is labelled.
     """
     classes, share = len(source.classes), evaluation.share
     total = torch.zeros(classes, classes, dtype=torch.float64)
@@ -35,7 +35,10 @@ def segment_figures(
         evaluation.check()
         for found, label in zip(_predicted(segmenter, images, labels, inference), labels, strict=True):
             total += torch.from_numpy(confusion(found, label, classes)).double()
-    scores = Scores.of(evaluation.total(total.to(evaluation.device)).cpu().long().numpy())
+    matrix = evaluation.total(total.to(evaluation.device)).cpu().long().numpy()
+    if not matrix.any():
+        raise DataError(f"{source.name} has no labelled pixel: name where to evaluate with --val-data.")
+    scores = Scores.of(matrix)
     return {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
 
 

@@ -173,7 +173,8 @@ class FileMasks(MaskSource):
         stems = sorted(pictures)
         self.image_names = Names(pictures[stem][0] for stem in stems)
         self.mask_names = Names(indexed[stem][0] for stem in stems)
-        self.mask_sizes = np.array([indexed[stem][1] for stem in stems], dtype=np.int64)
+        sizes = [(pictures[stem][1], indexed[stem][1]) for stem in stems]
+        self.sizes = np.array(sizes, dtype=np.int64)  # bytes, [N,2]
 
     def __len__(self) -> int:
         return len(self.image_names)
@@ -183,11 +184,11 @@ class FileMasks(MaskSource):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the classes, the zero rule, the file names and the masks' sizes in bytes; not of the place."""
-        digest = hashlib.sha256("\n".join(["digpt-masks-1", str(self.reduce_zero), *self.classes]).encode())
+        """sha256 of the classes, the zero rule, the files' names and their sizes in bytes; not of the place."""
+        digest = hashlib.sha256("\n".join(["digpt-masks-2", str(self.reduce_zero), *self.classes]).encode())
         for names in (self.image_names, self.mask_names):
             digest.update(names.text.tobytes() + names.ends.tobytes())
-        digest.update(self.mask_sizes.tobytes())
+        digest.update(self.sizes.tobytes())
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[bytes, bytes]:

@@ -78,6 +78,7 @@ class Artifact:
             templates=tuple(text.get("templates") or ("{}",)),
             head=manifest.get("head"),
             segment_crop=manifest.get("segment_crop"),
+            segment_reduce_zero=bool(manifest.get("segment_reduce_zero")),
             patch_tokens="patch_tokens" in self.engine["outputs"],
             abstain_threshold=manifest.get("abstain_threshold"),
             threads=threads,

@@ -23,7 +23,8 @@ class RuntimeInfo:
     ``providers`` are the execution providers or devices really in use, never those asked for. ``logit_scale`` is the
     multiplier of a cosine (the exponential already taken); ``logit_bias`` is there for sigmoid-trained models only.
     ``labels`` are the classes of the head (``linear``: of pictures, ``upernet``: of pixels) or, without one, those that
-    the model brings along. ``segment_crop`` is the side in pixels that an ``upernet`` head was trained at.
+    the model brings along. ``segment_crop`` is the side in pixels that an ``upernet`` head was trained at,
+    ``segment_reduce_zero`` whether 0 was no class in the mask files it was trained on.
     """
 
     name: str
@@ -40,6 +41,7 @@ class RuntimeInfo:
     templates: tuple[str, ...] = ("{}",)
     head: Literal["linear", "upernet"] | None = None
     segment_crop: int | None = None
+    segment_reduce_zero: bool = False
     patch_tokens: bool = False
     abstain_threshold: float | None = None
     max_batch: int | None = None

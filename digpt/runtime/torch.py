@@ -56,6 +56,7 @@ class TorchRuntime:
             templates=tuple(model.templates),
             head=model.module.head_kind,
             segment_crop=None if segmenter is None else segmenter.config.crop,
+            segment_reduce_zero=segmenter is not None and segmenter.config.reduce_zero,
             patch_tokens=True,
             threads=torch.get_num_threads(),
             providers=(str(self.device),),

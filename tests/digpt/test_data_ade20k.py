@@ -316,6 +316,9 @@ def test_the_fingerprint_follows_the_listing_and_sources_pickle(tmp_path: Path) 
     assert pickle.loads(pickle.dumps(source)).fingerprint == moved.fingerprint == source.fingerprint
     write(root, {"masks/val/b.png": grey(np.zeros((40, 40), np.uint8))})
     assert open_masks(f"masks:{root}", "val").fingerprint != source.fingerprint
+    picture = next((tmp_path / "two" / "images" / "val").iterdir())
+    picture.write_bytes(picture.read_bytes() + b" ")  # an image that changed under its old name
+    assert open_masks(f"masks:{tmp_path / 'two'}", "val").fingerprint != source.fingerprint
 
 
 def test_the_palette_is_distinct_and_a_longer_one_begins_with_a_shorter() -> None:

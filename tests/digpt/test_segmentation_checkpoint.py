@@ -75,6 +75,7 @@ def test_the_layout_of_the_checkpoint(tmp_path: Path) -> None:
     document = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     assert document["config"]["head"] == {
         "type": "upernet", "blocks": [0, 1, 2, 3], "channels": 16, "crop": 64, "dropout": 0.1, "aux_channels": 8,
+        "reduce_zero": False,
     }  # fmt: skip
     assert document["config"]["labels"] == list(CLASSES)
     assert document["config"]["preprocess"]["size"] == 64 and document["config"]["preprocess"]["mean"] == list(MEAN)

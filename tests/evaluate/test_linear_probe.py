@@ -142,6 +142,13 @@ def test_features_lie_in_one_file_and_are_marked_shard_by_shard(tmp_path, monkey
     (tmp_path / "features.npy").write_bytes(content[:-4])
     with pytest.raises(DataError, match="features.npy is damaged: delete it"):
         again.array("toy/val", "features")
+    for lost in (content[:-4], b""):  # nothing of a file that was cut short counts, and it is made anew as a whole
+        (tmp_path / "features.npy").write_bytes(lost)
+        assert len(again.missing()) == 4
+    again.put("toy/train", 1, rows(4, 6))
+    assert again.missing() == [("toy/train", 0), ("toy/val", 0), ("toy/val", 1)]
+    with pytest.raises(DataError, match="lacks features of toy/train"):
+        again.array("toy/train", "features")
     (tmp_path / "features.npy").unlink()
     assert len(again.missing()) == 4
     again.put("toy/val", 0, rows(100, 104))

@@ -145,8 +145,13 @@ def test_json_is_the_document_and_nothing_else(asked: Any, tmp_path: Path, capsy
     assert document.model.classifier == "segmentation head"
     protocol = document.protocol
     assert protocol["name"] == "ade20k" and protocol["sets"][0]["split"] == "val"
-    described = {key: protocol["segmentation"][key] for key in ("inference", "crop", "stride", "scale", "ratios")}
-    assert described == {"inference": "slide", "crop": 32, "stride": 21, "scale": [128, 32], "ratios": [1.0]}
+    described = {key: protocol["segmentation"][key] for key in ("inference", "stride", "scale", "ratios")}
+    assert described == {
+        "inference": "slide",
+        "stride": "341/512 of the crop",
+        "scale": "(4 x crop, crop)",
+        "ratios": [1.0],
+    }
     assert protocol["segmentation"]["reduce_zero"] is True and protocol["segmentation"]["flip"] is False
     assert re.search(r"time \d+ s: loader", err) and "instead of 2,000" in err
 

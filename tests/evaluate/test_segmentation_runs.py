@@ -158,11 +158,14 @@ def test_masks_that_count_from_1_are_reduced_when_asked(asked: Any, tmp_path: Pa
     assert measured(write_masks(tmp_path / "plain", pairs, CLASSES), tmp_path / "a") == 0
     raised = {name: (found, (label.astype(np.int64) + 1).astype(np.uint8)) for name, (found, label) in pairs.items()}
     data = write_masks(tmp_path / "raised", raised, CLASSES)
-    assert measured(data, tmp_path / "b", "--reduce-zero") == 0
+    assert measured(data, tmp_path / "b", "--reduce-zero", "True") == 0
     plain, reduced = read_results(tmp_path / "a"), read_results(tmp_path / "b")
     assert [result.value for result in plain.results] == [result.value for result in reduced.results]
     assert reduced.protocol["segmentation"]["reduce_zero"] is True
     assert measured(data, tmp_path / "c") == 2  # without the rule there is a class too many
+    asked["model"] = replace(asked["model"], reduce_zero=True)  # the rule that a model was trained with
+    assert measured(data, tmp_path / "d") == 0
+    assert [r.value for r in read_results(tmp_path / "d").results] == [result.value for result in plain.results]
 
 
 def test_masks_without_names_take_those_of_the_model(asked: Any, tmp_path: Path) -> None:

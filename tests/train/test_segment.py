@@ -370,6 +370,10 @@ def test_blocks_that_end_with_the_last_are_read() -> None:
         ("--data masks:x --scenes 5", "--scenes changes nothing"),
         ("b16_in1k --eval-scenes 5", "--eval-scenes changes nothing with --data ade20k:data"),
         ("--data masks:x --scene-classes 5", "--scene-classes changes nothing"),
+        ("--inference whole", "--inference changes nothing with --data scenes"),
+        ("--data masks:x --data-root y", "--data-root changes nothing"),
+        ("--encoder bundled --variant B/16", "--variant shapes a random encoder"),
+        ("--encoder random --variant B/16 --depth 3", ""),
         ("--data masks:x --reduce-zero --val-data masks:y", ""),
         ("b16_in1k --miniature --splits val --scenes 9", ""),
     ],
@@ -377,6 +381,13 @@ def test_blocks_that_end_with_the_last_are_read() -> None:
 def test_options_of_other_data_are_refused(given: str, refused: str) -> None:
     with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
         parse("segment", given.split())
+
+
+def test_micro_batches_are_part_of_the_run_because_batch_norm_sees_them(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, steps=1, output=tmp_path)
+    segment.run(config)
+    with pytest.raises(ConfigError, match=r"accumulate \(1 there, 2 now\)"):
+        segment.run(dataclasses.replace(config, accumulate=2))
 
 
 def test_the_scale_follows_the_crop_unless_it_is_given() -> None:

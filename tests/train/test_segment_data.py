@@ -127,11 +127,20 @@ def test_own_masks_are_evaluated_where_val_data_says(tmp_path: Path) -> None:
         SegmentTask(dataclasses.replace(config, val_data=""))
 
 
+def test_masks_without_a_label_are_one_sentence(tmp_path: Path) -> None:
+    root, nothing = own(tmp_path / "train", "train"), own(tmp_path / "test", values=(255, 255, 255, 255))
+    (root / "classes.txt").write_text("sky\nsea\nsand\n")
+    config = SegmentTrainConfig(**SMALL, data=f"masks:{root}", val_data=f"masks:{nothing}", output=tmp_path / "run")
+    with pytest.raises(DataError, match="has no labelled pixel: name where to evaluate with --val-data"):
+        segment.run(config)
+
+
 def test_zero_is_no_class_of_own_masks_where_one_says_so(tmp_path: Path) -> None:
     root = own(tmp_path, "train", "val", values=(0, 1, 2, 3))
     config = SegmentTrainConfig(**SMALL, data=f"masks:{root}")
     for reduced, classes, labels in ((False, 4, {0, 1, 2, 3, 255}), (True, 3, {0, 1, 2, 255})):
         task = SegmentTask(dataclasses.replace(config, reduce_zero=reduced))
+        assert task.segment.reduce_zero is reduced  # so that an evaluation knows it
         assert len(task.segment.classes) == classes and len(task.validation["val"].classes) == classes
         seen = torch.cat([task.data.batch(step).labels.flatten() for step in range(4)])
         assert set(seen.tolist()) <= labels and set(seen.tolist()) >= labels - {255}
