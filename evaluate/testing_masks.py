@@ -55,12 +55,15 @@ def painted_model(classes: Sequence[str], crop: int = 32, **ref: Any) -> Segment
 
 
 def write_pairs(images: Path, masks: Path, pairs: Mapping[str, Pair]) -> None:
-    """Write each pair as ``NAME.png`` in both folders, with the labels as they are."""
+    """Write each pair as ``NAME.png`` in both folders, with the labels as they are.
+
+    Images are not compressed, so that those of one shape have one size in bytes, whatever they show.
+    """
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
     for name, (prediction, label) in pairs.items():
         picture = np.stack([prediction, np.full_like(prediction, 90), np.full_like(prediction, 200)], axis=-1)
-        Image.fromarray(picture).save(images / f"{name}.png")
+        Image.fromarray(picture).save(images / f"{name}.png", compress_level=0)
         Image.fromarray(label).save(masks / f"{name}.png")
 
 

@@ -182,7 +182,7 @@ def test_masks_without_names_take_those_of_the_model(asked: Any, tmp_path: Path)
         (("--overlays", "3"), "give --output DIR"),
         (("--data-root", "nowhere"), "There is no ADE20K below nowhere"),
         (("--limit", "0"), "must be at least 1"),
-        (("--reduce-zero",), "is for --data masks:DIR"),
+        (("--reduce-zero", "True"), "is for --data masks:DIR"),
         (("--split", "fat"), "Did you mean 'flat'"),
     ],
 )

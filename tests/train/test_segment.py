@@ -385,9 +385,9 @@ def test_options_of_other_data_are_refused(given: str, refused: str) -> None:
 
 def test_micro_batches_are_part_of_the_run_because_batch_norm_sees_them(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, steps=1, output=tmp_path)
-    segment.run(config)
+    train(SegmentTask(config), quiet())
     with pytest.raises(ConfigError, match=r"accumulate \(1 there, 2 now\)"):
-        segment.run(dataclasses.replace(config, accumulate=2))
+        train(SegmentTask(dataclasses.replace(config, accumulate=2)), quiet())
 
 
 def test_the_scale_follows_the_crop_unless_it_is_given() -> None:
