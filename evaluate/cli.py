@@ -33,7 +33,7 @@ class EvaluateOptions:
     """Options of every evaluation."""
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")] = "bundled"
-    """Model: bundled, ckpt.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE."""
+    """Model: bundled, ckpt.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, http://HOST:PORT."""
     output: Path | None = None
     """Directory for results.json and the store of answers, where the same command continues (default: keep nothing)."""
     data_root: Path | None = None

@@ -35,6 +35,8 @@ OWNERS = {
     "openvino": ("digpt/runtime/openvino.py",),
     "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),
+    "httpx": ("digpt/runtime/remote.py",),
+    "huggingface_hub": ("export/",),
 }
 BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
 # An exported encoder is served from a process without torch: these modules, and all they import, stay free of it.
@@ -46,6 +48,7 @@ TORCH_FREE = (
     "digpt.runtime",
     "digpt.runtime.base",
     "digpt.runtime.onnx",
+    "digpt.runtime.remote",
     "digpt.runtime.fake",
     "digpt.data.emoji",
     "digpt.data.imagenet",

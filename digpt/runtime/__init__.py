@@ -28,12 +28,24 @@ def _load_onnx(spec: str, threads: int | None, device: str) -> Runtime:
     return OnnxRuntime(Path(spec), threads=threads)
 
 
+def _load_remote(spec: str, backend: str | None, threads: int | None, device: str) -> Runtime:
+    from digpt.runtime.remote import RemoteRuntime
+
+    if backend is not None or device not in ("auto", "cpu"):
+        given = f"--backend {backend}" if backend is not None else f"--device {device}"
+        raise BackendError(f"{spec} is a running server, which chose its backend and device itself; leave out {given}.")
+
+    return RemoteRuntime(spec, threads=threads)
+
+
 MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"torch": _load_torch}
 ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"onnx": _load_onnx}
 
 
 def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None, device: str = "cpu") -> Runtime:
     """Load ``spec`` on ``backend`` (default: torch for a model, what the manifest names for an artifact directory).
+
+    A URL, ``http://HOST:PORT``, is a running server, see ``digpt.runtime.remote``.
 
     ``device`` is the torch backend's; ``auto`` is a GPU where there is one.
 
@@ -45,9 +57,7 @@ def load_runtime(spec: str, backend: str | None = None, *, threads: int | None =
     if backend is not None and backend not in known:
         raise BackendError(f"Unknown backend {backend!r}; valid: {', '.join(known)}.{near_misses(backend, known)}")
     if spec.startswith(("http://", "https://")):
-        raise BackendError(
-            f"{spec} is a URL; a model is a checkpoint, an artifact directory, timm:NAME or open_clip:NAME/TAG."
-        )
+        return _load_remote(spec, backend, threads, device)
     if Path(spec).is_dir():
         return _load_artifact(spec, backend, threads, device)
     if backend is not None and backend not in MODEL_BACKENDS:
