@@ -46,6 +46,8 @@ class ExportOptions:
     """Export the text tower, where there is one."""
     patch_tokens: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add the patch tokens [B,N,C] as an output."""
+    image_size: int | None = None
+    """Side of the crops in pixels, another than the model's own: the position table is interpolated."""
     threads: int | None = None
     """CPU threads while measuring (default: the backends' choice)."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 parity_images=options.parity_images,
                 text=options.text,
                 patch_tokens=options.patch_tokens,
+                image_size=options.image_size,
                 progress=lambda line: log.print(f"[dim]{line}[/dim]"),
             )
     except DigptError as error:

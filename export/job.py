@@ -56,6 +56,7 @@ def load_job(
     parity_images: int,
     text: bool,
     patch_tokens: bool,
+    image_size: int | None = None,
 ) -> Job:
     """Load the model, its images and torch float32's answers; write ``golden.npz`` and the tokenizer to ``directory``.
 
@@ -63,7 +64,7 @@ def load_job(
         SpecError, CheckpointError, DataError: the model or the images cannot be read.
         BackendError: the model's tokenizer cannot be exported.
     """
-    model = load_model(spec)
+    model = load_model(spec, image_size=image_size)
     if not text:
         model = replace(model, text=None)
     reference = TorchRuntime(model, threads=threads)

@@ -96,6 +96,7 @@ def run(
     parity_images: int = 256,
     text: bool = True,
     patch_tokens: bool = False,
+    image_size: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Export ``spec`` to every target; see ``export.__main__`` for the arguments.
@@ -116,6 +117,7 @@ def run(
             parity_images=parity_images,
             text=text,
             patch_tokens=patch_tokens,
+            image_size=image_size,
         )
         outcomes = tuple(_export_one(job, target, partial, progress) for target in targets)
         kept = [outcome.target for outcome in outcomes if outcome.passed]

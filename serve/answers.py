@@ -107,7 +107,8 @@ async def head_logits(
     classes = len(engine.info.labels or ())
     check_scores(inputs.count, classes, classes, service.settings)
     outcome = await run(service, model, inputs, [], lambda crops: finite(engine.logits(crops)))
-    rows, data = iter(outcome.value), []
+    rows = iter(outcome.value)
+    data: list[dict[str, Any]] = []
     for index, error in enumerate(outcome.errors):
         if error is None:
             data.append({"index": index, "logits": encode(next(rows), encoding_format)})

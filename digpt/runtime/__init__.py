@@ -12,11 +12,11 @@ from digpt.errors import BackendError, near_misses
 from digpt.runtime.base import Runtime
 
 
-def _load_torch(spec: str, threads: int | None, device: str) -> Runtime:
+def _load_torch(spec: str, threads: int | None, device: str, image_size: int | None) -> Runtime:
     from digpt.runtime.torch import TorchRuntime
     from digpt.sources import load_model
 
-    return TorchRuntime(load_model(spec), threads=threads, device=device)
+    return TorchRuntime(load_model(spec, image_size=image_size), threads=threads, device=device)
 
 
 def _load_onnx(spec: str, threads: int | None, device: str) -> Runtime:
@@ -38,16 +38,25 @@ def _load_remote(spec: str, backend: str | None, threads: int | None, device: st
     return RemoteRuntime(spec, threads=threads)
 
 
-MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"torch": _load_torch}
+URLS = ("http://", "https://")
+MODEL_BACKENDS: dict[str, Callable[[str, int | None, str, int | None], Runtime]] = {"torch": _load_torch}
 ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"onnx": _load_onnx}
 
 
-def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None, device: str = "cpu") -> Runtime:
+def load_runtime(
+    spec: str,
+    backend: str | None = None,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    image_size: int | None = None,
+) -> Runtime:
     """Load ``spec`` on ``backend`` (default: torch for a model, what the manifest names for an artifact directory).
 
     A URL, ``http://HOST:PORT``, is a running server, see ``digpt.runtime.remote``.
 
-    ``device`` is the torch backend's; ``auto`` is a GPU where there is one.
+    ``device`` is the torch backend's; ``auto`` is a GPU where there is one. ``image_size`` is the side in pixels at
+    which a model is to work instead of its own (see ``digpt.sources.load_model``).
 
     Raises:
         BackendError: the backend is unknown, or cannot run this kind of spec; the message names those that can.
@@ -56,7 +65,12 @@ def load_runtime(spec: str, backend: str | None = None, *, threads: int | None =
     known = [*MODEL_BACKENDS, *ARTIFACT_BACKENDS]
     if backend is not None and backend not in known:
         raise BackendError(f"Unknown backend {backend!r}; valid: {', '.join(known)}.{near_misses(backend, known)}")
-    if spec.startswith(("http://", "https://")):
+    if image_size is not None and (Path(spec).is_dir() or spec.startswith(URLS)):
+        raise BackendError(
+            f"{spec} has the image size that it was exported or started with; give --image-size {image_size} to that "
+            "command instead."
+        )
+    if spec.startswith(URLS):
         return _load_remote(spec, backend, threads, device)
     if Path(spec).is_dir():
         return _load_artifact(spec, backend, threads, device)
@@ -65,7 +79,7 @@ def load_runtime(spec: str, backend: str | None = None, *, threads: int | None =
             f"The {backend} backend runs exported artifacts, and {spec} is a model; export it first: "
             f"python -m export {spec} --to {backend} --output DIR, then use DIR."
         )
-    return MODEL_BACKENDS[backend or "torch"](spec, threads, device)
+    return MODEL_BACKENDS[backend or "torch"](spec, threads, device, image_size)
 
 
 def _load_artifact(spec: str, backend: str | None, threads: int | None, device: str) -> Runtime:

@@ -297,12 +297,10 @@ def _client(address: str, key: str | None, answer_s: float) -> httpx.Client:
         import httpx
     except ImportError as error:
         raise MissingDependencyError("Asking a server needs httpx: pip install httpx") from error
-    try:
-        headers = {"Authorization": f"Bearer {key}".encode("ascii")} if key else {}
-    except UnicodeEncodeError:
-        raise BackendError(f"The key in {KEY_VARIABLE} holds characters that no key has.") from None
+    if key and not (key.isascii() and key.isprintable()):
+        raise BackendError(f"The key in {KEY_VARIABLE} holds characters that no key has.")
     return httpx.Client(
-        headers=headers,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(answer_s, connect=CONNECT_S),
         limits=httpx.Limits(keepalive_expiry=IDLE_S),
         trust_env=urlsplit(address).hostname not in LOOPBACK,  # a proxy cannot reach this machine's own servers
