@@ -69,7 +69,7 @@ def load_model(spec: str, *, image_size: int | None = None) -> Model:
         from digpt.source_open_clip import load_open_clip
 
         return load_open_clip(spec, rest, image_size)
-    path = _checkpoint_path(spec)
+    path = checkpoint_path(spec)
     if path.suffix == ".pth":
         from digpt.source_authors import read_authors
 
@@ -109,7 +109,7 @@ def at_image_size(checkpoint: Checkpoint, size: int, spec: str = "checkpoint") -
     )
 
 
-def _checkpoint_path(spec: str) -> Path:
+def checkpoint_path(spec: str) -> Path:
     """The file of a spec without a library prefix."""
     if spec in BUNDLED_FILES:
         path = BUNDLED / BUNDLED_FILES[spec]

@@ -107,7 +107,7 @@ def run(
     """
     targets = check_targets(targets)
     check_output(output, overwrite)
-    with _directory_beside(output) as partial:
+    with directory_beside(output) as partial:
         progress(f"loading {spec}")
         job = load_job(
             spec,
@@ -125,7 +125,7 @@ def run(
             return Outcome(None, job.manifest, outcomes)
         chosen = {"backend": kept[0], "precision": job.manifest["engines"][kept[0]]["precision"]}
         manifest = seal_manifest(partial, {**job.manifest, **chosen})
-        _rename_into_place(partial, output)
+        rename_into_place(partial, output)
     return Outcome(output, manifest, outcomes)
 
 
@@ -186,7 +186,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _directory_beside(output: Path) -> Iterator[Path]:
+def directory_beside(output: Path) -> Iterator[Path]:
     """An empty directory on the same file system, gone afterwards unless it was renamed."""
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
@@ -199,7 +199,7 @@ def _directory_beside(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _rename_into_place(partial: Path, output: Path) -> None:
+def rename_into_place(partial: Path, output: Path) -> None:
     """At every moment ``output`` is the old artifact, nothing, or the new one; never a mixture."""
     replaced = partial.with_name(partial.name + ".old")
     if output.exists():

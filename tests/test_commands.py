@@ -44,6 +44,8 @@ COMMANDS = {
     "evaluate.doctor": {"--data-root", "--sets", "--deep", "--json"},
     "evaluate.recompute": {"--json"},
     "export": {"--to", "--output", "--image-size"},
+    "export.card": {"--results", "--license", "--output"},
+    "export.push": set(),
     "serve": {"--model", "--host", "--port", "--image-size"},
     "app": {"--model", "--host", "--port"},
     "benchmarks.train_step": {"--threads", "--precision", "--batch", "--rounds"},
