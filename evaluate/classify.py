@@ -6,6 +6,8 @@ arrays = classifier.answer(crops, cell)
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -95,28 +97,39 @@ def classifier_of(
 
 
 def head_columns(info: RuntimeInfo, suite: Suite) -> NDArray[np.int64] | None:
-    """The head's outputs that are the suite's classes, by name or id; None for outputs in the suite's own order.
+    """The head's outputs that are the suite's classes, by id or name; None for outputs in the suite's own order.
 
-    A head of ImageNet's thousand classes whose outputs carry no ids is taken to be in the order of the sorted ids, as
-    every library has it.
+    That order is believed of a head without labels (whose number of outputs is compared when it answers), and of one
+    whose labels are, from the first to the last, the suite's ids, names, or timm's titles. Any other head is matched
+    label by label, so each label must stand for one class: ImageNet has two "missile" and two "crane".
 
     Raises:
-        CapabilityError: the head was trained on other classes.
+        CapabilityError: the head was trained on other classes, or a name that occurs twice does not tell which.
     """
     labels = info.labels
-    if labels is None:
+    if labels is None or tuple(labels) in (suite.class_ids, suite.class_names, suite.class_titles):
         return None
     position = {label: column for column, label in enumerate(labels)}
-    for names in (suite.class_ids, suite.class_names):
-        if names and all(name in position for name in names):
+    matching = [names for names in (suite.class_ids, suite.class_names) if names and position.keys() >= set(names)]
+    for names in matching:
+        if not _twice(names) and not (_twice(labels) & set(names)):
             return np.array([position[name] for name in names], dtype=np.int64)
-    if suite.class_ids and len(labels) == len(suite.class_ids):
-        return None
+    if matching:
+        name = sorted((_twice(matching[0]) | _twice(labels)) & set(matching[0]))[0]
+        raise CapabilityError(
+            f"{info.name} names its {len(labels):,} outputs, and {name!r} stands for more than one of them or of the "
+            f"classes of {suite.name}: label the head with ids (WordNet ids for ImageNet), which differ."
+        )
     missing = next(name for name in suite.class_names if name not in position)
     raise CapabilityError(
         f"{info.name} tells {len(labels):,} classes apart, and {missing!r} of {suite.name} is none of them."
         f"{near_misses(missing, labels)} Give the data it was trained for (--data-root or --data)."
     )
+
+
+def _twice(names: Sequence[str]) -> set[str]:
+    """The names that occur more than once."""
+    return {name for name, times in Counter(names).items() if times > 1}
 
 
 def without_classes(suite: Suite) -> Suite:

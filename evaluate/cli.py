@@ -43,7 +43,7 @@ class EvaluateOptions:
     limit: int | None = None
     """Images per split, a seeded subset (default: all)."""
     preview: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """A tenth of every class."""
+    """A stratified tenth of the images."""
     backend: str | None = None
     """Runtime, such as torch or onnx (default: what the model asks for)."""
     device: str = "auto"

@@ -2,6 +2,7 @@
 
     python -m evaluate.doctor --data-root data
     python -m evaluate.doctor --data-root data --sets imagenet imagenet-c --deep --json
+    python -m evaluate.doctor --data folder:my-pictures
     python -m evaluate.doctor                       # the bundled emoji set
 
 Exit code 0: nothing wrong (there may be warnings); 1: something has to be repaired; 2: the command itself was wrong.
@@ -10,13 +11,11 @@ Exit code 0: nothing wrong (there may be warnings); 1: something has to be repai
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -24,36 +23,23 @@ from rich.console import Console
 from rich.table import Table
 
 from digpt.data.emoji import EmojiSet
-from digpt.data.imagenet import IMAGENET_SETS, ImageNetImages, class_subset, locate, open_imagenet, real_labels, wnids
+from digpt.data.imagenet import IMAGENET_SETS, TRAINING, ImageNetImages, locate, open_imagenet, real_labels
 from digpt.data.imagenet_c import CELLS, SIZE, open_cell, present_cells
 from digpt.data.imagenet_labels import LABEL_FILES, agreement, val_number
 from digpt.data.imagenet_sets import imagenet_set, missing
-from digpt.data.source import seeded_choice
-from digpt.decode import decode
+from digpt.data.images import ImageSource
 from digpt.errors import ConfigError, DigptError
 from evaluate import cli
+from evaluate.doctor_masks import ade20k_findings
+from evaluate.doctor_pictures import own_findings, training_findings
+from evaluate.findings import SAMPLE, Finding, Level, chosen, counts, decoded, some
 from evaluate.progress import Progress, bars, no_progress
 
-Level = Literal["ok", "warning", "error"]
-SAMPLE, CELL_SAMPLE = 64, 2  # images that are decoded of a set, and of a cell of ImageNet-C, unless all are
-_CHUNK = 2048
+CELL_SAMPLE = 2  # images that are decoded of a cell of ImageNet-C, unless all are
 _COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
 # True labels agree with ReaL's for 90 % of the images, labels in any other order for about 0.1 %.
 _AGREEMENT, _ENOUGH = 0.5, 100
 _REAL_SCORED = 46_837
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; ``message`` says what to do.
-
-    ``error``: numbers would be wrong, or the evaluation would stop. ``warning``: it runs, but on something other than
-    the whole published set.
-    """
-
-    set: str
-    level: Level
-    message: str
 
 
 @dataclass(frozen=True)
@@ -62,8 +48,10 @@ class DoctorOptions:
 
     data_root: Path | None = None
     """Folder that the sets lie in (default: check the bundled emoji set)."""
+    data: str | None = None
+    """Your own labelled pictures instead: folder:DIR, tar:DIR, wds:SHARDS or hfds:NAME, as in training."""
     sets: tuple[str, ...] = ()
-    """Sets that have to be there (default: whichever are)."""
+    """Sets that have to be there, imagenet-train among them (default: whichever are)."""
     deep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Decode every image instead of a sample."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -73,28 +61,38 @@ class DoctorOptions:
 def diagnose(
     data_root: Path | None,
     *,
+    data: str | None = None,
     sets: Sequence[str] | None = None,
     deep: bool = False,
     progress: Progress = no_progress,
 ) -> list[Finding]:
-    """Look at the sets below ``data_root``; without one, at the bundled emoji set.
+    """Look at the sets below ``data_root``, or at the pictures of ``data``; without either, at the bundled emoji set.
 
     A set of ``sets`` that is missing is an error; without ``sets`` all are looked for, and those that are missing are
-    warnings unless none is there. ``deep`` decodes every image.
+    warnings unless none is there; ADE20K is looked at where it lies beside them. ``deep`` decodes every image.
 
     Raises:
         DataError: an unknown set, or ``data_root`` is no folder.
-        ConfigError: sets without a data root.
+        ConfigError: sets without a data root, or ``data`` beside one.
     """
+    if data is not None and (data_root is not None or sets):
+        raise ConfigError("--data excludes --data-root and --sets: your own pictures, or the ImageNet family.")
+    if data is not None:
+        return list(own_findings(data, deep, progress))
     if data_root is None:
         if sets:
             raise ConfigError("--sets needs --data-root: the bundled emoji set is the only one that needs none.")
         return [_emoji()]
-    names = [imagenet_set(name).name for name in dict.fromkeys(sets or IMAGENET_SETS)]
+    wanted = dict.fromkeys(sets or (*IMAGENET_SETS, TRAINING.name))
+    names = [imagenet_set(name).name for name in wanted if name != TRAINING.name]
     findings = [finding for name in names for finding in _set(name, data_root, bool(sets), deep, progress)]
-    if not sets and not any(locate(name, data_root) for name in names):
+    found = [] if sets else ade20k_findings(data_root, deep, progress)
+    masks = [Finding("ade20k", level, text) for level, text in found]
+    if not sets and not masks and not any(locate(name, data_root) for name in names):
         findings.append(Finding("all", "error", f"{data_root} holds none of the sets; give the folder they lie in."))
-    return findings
+    if TRAINING.name in wanted:
+        findings += training_findings(data_root, bool(sets), deep, progress)
+    return findings + masks
 
 
 def _emoji() -> Finding:
@@ -129,7 +127,7 @@ def _set(name: str, root: Path, asked: bool, deep: bool, progress: Progress) -> 
     if name == "imagenet-real":
         yield from _real(source, root)
         return
-    yield from _counts(name, source)
+    yield from counts(imagenet_set(name), source.labels)
     yield from _stray(name, source)
     if name == "imagenet":
         yield from _val_labels(source)
@@ -137,40 +135,14 @@ def _set(name: str, root: Path, asked: bool, deep: bool, progress: Progress) -> 
         yield Finding(
             name, "ok", "Folder 10 is class 10: the names count, not their order (as strings, 10 would come third)."
         )
-    yield from _decoded(name, [(source, _chosen(source, SAMPLE, deep))], deep, progress)
-
-
-def _counts(name: str, source: ImageNetImages) -> Iterator[Finding]:
-    """Warnings where the numbers of images, in all or per class, are not the published ones."""
-    entry = imagenet_set(name)
-    if len(source) != entry.images:
-        yield Finding(
-            name,
-            "warning",
-            f"{len(source):,} images instead of {entry.images:,}: the numbers will not compare with published ones; "
-            f"the whole set comes from {entry.source}.",
-        )
-    counts = np.bincount(source.labels, minlength=len(wnids()))
-    classes = class_subset(name) if entry.classes < len(wnids()) else np.arange(len(wnids()))
-    empty = classes[counts[classes] == 0]
-    if len(empty):
-        yield Finding(
-            name,
-            "warning",
-            f"{len(empty)} of {entry.classes} classes have no image: {_some([wnids()[label] for label in empty])}.",
-        )
-    if entry.per_class is not None:
-        odd = [label for label in classes if counts[label] not in (0, entry.per_class)]
-        if odd:
-            shown = _some([f"{wnids()[label]} has {counts[label]}" for label in odd])
-            yield Finding(name, "warning", f"{len(odd)} classes do not have {entry.per_class} images each: {shown}.")
+    yield from decoded(name, [(source, chosen(len(source), SAMPLE, deep))], deep, progress)
 
 
 def _stray(name: str, source: ImageNetImages) -> Iterator[Finding]:
     stray = [file for file in source.stray if file not in LABEL_FILES and not file.lower().startswith("readme")]
     if stray:
         yield Finding(
-            name, "warning", f"{len(stray)} files or folders are no images of the set and are left out: {_some(stray)}."
+            name, "warning", f"{len(stray)} files or folders are no images of the set and are left out: {some(stray)}."
         )
 
 
@@ -182,7 +154,7 @@ def _val_labels(source: ImageNetImages) -> Iterator[Finding]:
         yield Finding(
             "imagenet",
             "warning",
-            f"{len(unnamed)} files have no name such as ILSVRC2012_val_00000001.JPEG ({_some(unnamed)}): are these the "
+            f"{len(unnamed)} files have no name such as ILSVRC2012_val_00000001.JPEG ({some(unnamed)}): are these the "
             "validation images? ReaL needs the original names.",
         )
     pairs = [(number, int(label)) for number, label in zip(numbers, source.labels, strict=True) if number is not None]
@@ -225,15 +197,18 @@ def _corrupted(place: Path, deep: bool, progress: Progress) -> Iterator[Finding]
     """Findings about ImageNet-C: its cells, their images, and the size of these."""
     progress("imagenet-c cells", 0, len(CELLS))
     cells = present_cells(place)
+    if not cells:
+        yield Finding("imagenet-c", "error", f"{place} has corruptions, but none at a severity from 1 to 5.")
+        return
     if len(cells) < len(CELLS):
         absent = [f"{corruption}/{severity}" for corruption, severity in CELLS if (corruption, severity) not in cells]
         yield Finding(
             "imagenet-c",
             "warning",
-            f"{len(absent)} of {len(CELLS)} cells are missing, without which there is no mCE: {_some(absent)}; they "
+            f"{len(absent)} of {len(CELLS)} cells are missing, without which there is no mCE: {some(absent)}; they "
             f"come from {imagenet_set('imagenet-c').source}.",
         )
-    chosen: list[tuple[ImageNetImages, Sequence[int]]] = []
+    asked: list[tuple[ImageSource, Sequence[int]]] = []
     names: dict[bytes, list[str]] = {}
     layouts: set[str] = set()
     said: dict[tuple[Level, str], list[str]] = {}  # by what is said, so that 75 equal warnings become one
@@ -243,84 +218,19 @@ def _corrupted(place: Path, deep: bool, progress: Progress) -> Iterator[Finding]
         except DigptError as error:
             said.setdefault(("error", str(error)), []).append(f"{cell[0]}/{cell[1]}")
             continue
-        for finding in (*_counts("imagenet-c", source), *_stray("imagenet-c", source)):
+        for finding in (*counts(imagenet_set("imagenet-c"), source.labels), *_stray("imagenet-c", source)):
             said.setdefault((finding.level, finding.message), []).append(f"{cell[0]}/{cell[1]}")
         layouts.add(source.layout)
         names.setdefault(source.names.text.tobytes(), []).append(source.name)
-        chosen.append((source, _chosen(source, CELL_SAMPLE, deep)))
+        asked.append((source, chosen(len(source), CELL_SAMPLE, deep)))
         progress("imagenet-c cells", done + 1, len(CELLS))
-    yield Finding("imagenet-c", "ok", f"{place}: {_some(sorted(layouts), 5)}, {len(cells)} cells.")
+    yield Finding("imagenet-c", "ok", f"{place}: {some(sorted(layouts), 5)}, {len(cells)} cells.")
     for (level, message), where in said.items():
-        yield Finding("imagenet-c", level, f"In {_some(where)}: {message}")
+        yield Finding("imagenet-c", level, f"In {some(where)}: {message}")
     if len(names) > 1:
         rare = min(names.values(), key=len)
-        yield Finding("imagenet-c", "warning", f"Not all cells have the same images: {_some(rare)} differ.")
-    yield from _decoded("imagenet-c", chosen, deep, progress, side=SIZE)
-
-
-def _chosen(source: ImageNetImages, limit: int, deep: bool) -> Sequence[int]:
-    return range(len(source)) if deep else seeded_choice(len(source), limit).tolist()
-
-
-def _decoded(
-    name: str,
-    chosen: Sequence[tuple[ImageNetImages, Sequence[int]]],
-    deep: bool,
-    progress: Progress,
-    side: int | None = None,
-) -> Iterator[Finding]:
-    """Errors for images that cannot be decoded, or are not ``side`` pixels wide and high."""
-    broken: list[str] = []
-    odd: list[str] = []
-    total = sum(len(indices) for _, indices in chosen)
-    for done, (source, index, seen) in enumerate(_looked_at(chosen), start=1):
-        where = f"{source.name}: {source.sample_name(index)}"
-        if isinstance(seen, str):
-            broken.append(f"{where}: {seen}")
-        elif side is not None and seen != (side, side):
-            odd.append(f"{where} is {seen[0]} x {seen[1]}")
-        progress(f"{name} images", done, total)
-    if broken:
-        yield Finding(
-            name,
-            "error",
-            f"{len(broken)} of {total:,} images cannot be read; copy them anew: {_some(broken)}"
-            f"{'' if deep else ' --deep looks at all images.'}",
-        )
-    if odd:
-        yield Finding(
-            name,
-            "error",
-            f"{len(odd)} of {total:,} images are not {side} x {side} pixels, so this is not the published set "
-            f"and no mCE comes from it: {_some(odd)}.",
-        )
-    if not broken and not odd:
-        size = f" and are {side} x {side} pixels" if side else ""
-        yield Finding(name, "ok", f"{'All' if deep else 'A sample of'} {total:,} images could be decoded{size}.")
-
-
-def _looked_at(
-    chosen: Sequence[tuple[ImageNetImages, Sequence[int]]],
-) -> Iterator[tuple[ImageNetImages, int, tuple[int, int] | str]]:
-    """Each image's width and height, or what is wrong with it; a few thousand are under way at most."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for source, indices in chosen:
-
-            def look(index: int, source: ImageNetImages = source) -> tuple[int, int] | str:
-                try:
-                    return decode(source.read(index)[0]).size
-                except DigptError as error:
-                    return str(error)
-
-            for start in range(0, len(indices), _CHUNK):
-                part = indices[start : start + _CHUNK]
-                for index, seen in zip(part, pool.map(look, part), strict=True):
-                    yield source, index, seen
-
-
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+        yield Finding("imagenet-c", "warning", f"Not all cells have the same images: {some(rare)} differ.")
+    yield from decoded("imagenet-c", asked, deep, progress, side=SIZE)
 
 
 def render(findings: Sequence[Finding]) -> Table:
@@ -340,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: DoctorOptions) -> int:
     with bars() as progress:
-        findings = diagnose(options.data_root, sets=options.sets, deep=options.deep, progress=progress)
+        findings = diagnose(
+            options.data_root, data=options.data, sets=options.sets, deep=options.deep, progress=progress
+        )
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:

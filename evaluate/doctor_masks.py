@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from digpt.data.ade20k import ADE20K_CLASSES, ADE20K_COUNTS, IGNORED, MaskSource, decode_mask, open_masks
 from digpt.data.source import seeded_choice
 from digpt.errors import DataError, DigptError
+from evaluate.findings import Level
 from evaluate.mask_data import find_ade20k
 from evaluate.progress import Progress, no_progress
 
-Level = Literal["ok", "warning", "error"]
 SAMPLE = 64  # pairs that are decoded of a split, unless all are
 _SHOWN = 3
 

@@ -11,12 +11,14 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digpt import calibration, robustness_metrics
+from digpt.corruptions import CORRUPTIONS, SEVERITIES
 from digpt.files import atomic_write
 from digpt.metrics import multilabel_correct, target_ranks
 from digpt.neighbors import knn_classify_many
@@ -189,6 +191,7 @@ def _sweep(
 ) -> Iterator[Result]:
     """Mean error by corruption and over all; for ImageNet-C also CE, mCE and relative mCE.
 
+    A corruption without some severity has no CE, and there is no mCE of fewer than 15 corruptions at 5 severities.
     The images are the same in every cell, so that one bootstrap over images serves the whole sweep. Where they are not
     (an incomplete copy), the values are means of the cells' own and have no interval.
     """
@@ -211,10 +214,10 @@ def _sweep(
     for name, terms in means.items():
         images = sum(len(view.rows) for view, _ in cells if view.corruption and view.corruption[0] == name)
         yield row(name, "error", terms, images)
-        if dataset == ALEXNETS:
+        if dataset == ALEXNETS and all((name, severity) in errors for severity in SEVERITIES):
             yield row(name, "ce", terms / robustness_metrics.ALEXNET_ERROR[name], images)
     yield row("mean", "error", np.mean(list(means.values()), axis=0))
-    if dataset == ALEXNETS:
+    if dataset == ALEXNETS and set(errors) == set(product(CORRUPTIONS, SEVERITIES)):
         yield row("mean", "mce", robustness_metrics.mce(errors))
         if same and clean and all(key in clean for key in keys[0]):
             missed = np.array([not clean[keys[0][position]] for position in first.rows])

@@ -211,7 +211,7 @@ def _subset(protocol: Mapping[str, Any]) -> list[str]:
     if protocol.get("limit"):
         return [f"A seeded subset of at most {protocol['limit']:,} images per split"]
     if protocol.get("preview"):
-        return [f"A preview: {protocol['preview']:.0%} of every class"]
+        return [f"A stratified preview: {protocol['preview']:.0%} of the images"]
     return []
 
 

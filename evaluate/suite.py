@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from digpt.errors import ConfigError
 
-PREVIEW_SHARE = 0.1
+PREVIEW_OF = 10  # a preview takes one image of so many
 
 
 class Images(Protocol):
@@ -128,7 +128,8 @@ class Suite:
     """Everything that is asked of one model.
 
     ``class_names`` are what a text tower is asked with, ``class_ids`` what a linear head may call its outputs instead
-    (WordNet ids). ``protocol`` is the block of the results document, without fingerprint.
+    (WordNet ids), ``class_titles`` what a library calls them all, in their order. ``protocol`` is the block of the
+    results document, without fingerprint.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Suite:
     protocol: Mapping[str, Any]
     class_ids: tuple[str, ...] = ()
     neighbour_names: tuple[str, ...] = ()  # of the labels of neighbours, where these are not the classes
+    class_titles: tuple[str, ...] = ()
     templates: tuple[str, ...] | None = None  # None: the model's own
     notes: tuple[str, ...] = ()  # what was left out, and why, in words
     shard: int | None = None  # images whose answers one file of the store holds; None for its own number
@@ -145,10 +147,11 @@ class Suite:
 
 @dataclass(frozen=True)
 class Subset:
-    """Which images are asked: all, ``limit`` of each split, or a tenth of each class (``preview``).
+    """Which images are asked: all, ``limit`` of each split, or a stratified tenth of each split (``preview``).
 
-    An image is chosen by a hash of the seed and its key, so that a smaller subset is part of a larger one, the order
-    of the files changes nothing, and all corruptions of a set take the same images.
+    An image is chosen by a hash of the seed and its key, so that a smaller limit is part of a larger one, the order of
+    the files changes nothing, and all corruptions of a set take the same images. A preview has a tenth of the images
+    in all, and of each class a tenth rounded down or up; of a class it takes those that a limit would take first.
     """
 
     limit: int | None = None
@@ -164,22 +167,31 @@ class Subset:
             )
 
     def choose(self, keys: Sequence[str], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the images that are asked, rising; at least one of every class where a tenth is taken."""
+        """Rows of the images that are asked, rising; at least one."""
         if self.limit is None and not self.preview:
             return np.arange(len(keys), dtype=np.int64)
         order = np.argsort([_draw(self.seed, key) for key in keys], kind="stable")
         if self.limit is not None:
             return np.sort(order[: self.limit]).astype(np.int64)
-        chosen: list[NDArray[np.int64]] = []
         ranked = labels[order]
-        for label in np.unique(labels):
-            members = order[ranked == label]
-            chosen.append(members[: max(1, round(PREVIEW_SHARE * len(members)))])
-        return np.sort(np.concatenate(chosen)).astype(np.int64)
+        shares = self._shares(*np.unique(labels, return_counts=True))
+        chosen = [order[ranked == label][:share] for label, share in shares.items()]
+        return np.sort(np.concatenate(chosen) if any(shares.values()) else order[:1]).astype(np.int64)
+
+    def _shares(self, labels: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[int, int]:
+        """How many images of each class a preview takes.
+
+        The classes are laid end to end in the order of a hash, and of this line every tenth image counts for the class
+        that it falls into. So each class has its tenth on average; giving what rounding leaves to the largest
+        remainders instead would never ask classes of four images where others have five.
+        """
+        line = np.argsort([_draw(self.seed, f"class {label}") for label in labels], kind="stable")
+        ends = (np.cumsum(counts[line]) + PREVIEW_OF // 2) // PREVIEW_OF
+        return dict(zip(labels[line].tolist(), np.diff(ends, prepend=0).tolist(), strict=True))
 
     def describe(self) -> dict[str, Any]:
         """JSON values for the protocol."""
-        return {"limit": self.limit, "preview": PREVIEW_SHARE if self.preview else None, "seed": self.seed}
+        return {"limit": self.limit, "preview": 1 / PREVIEW_OF if self.preview else None, "seed": self.seed}
 
 
 def _draw(seed: int, key: str) -> int:

@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 
 from digpt.classsets import default_cache_dir
 from digpt.corruptions import CORRUPTIONS, SEVERITIES
-from digpt.data.imagenet import available, class_subset, open_imagenet, real_labels, training_folder, wnids
+from digpt.data.imagenet import (
+    available,
+    class_subset,
+    descriptions,
+    locate,
+    open_imagenet,
+    real_labels,
+    training_folder,
+    wnids,
+)
+from digpt.data.imagenet_c import present_cells
 from digpt.data.images import ImageSource
 from digpt.errors import ConfigError, DataError, near_misses
 from digpt.text import imagenet_names
@@ -58,8 +68,7 @@ class _Parts:
 
     def corrupted(self, name: str, severity: int) -> Cell:
         split = f"{name}/{severity}"
-        listings = default_cache_dir().parent / "listings"  # of archives beside which nothing can be written
-        source = open_imagenet("imagenet-c", self.root, corruption=name, severity=severity, cache=listings)
+        source = open_imagenet("imagenet-c", self.root, corruption=name, severity=severity, cache=_listings())
         return self._add(f"imagenet-c/{split}", "imagenet-c", split, source, cropped=True)
 
     def training(self) -> Cell:
@@ -84,6 +93,11 @@ class _Parts:
         return cell
 
 
+def _listings() -> Path:
+    """Where the listings of archives are kept beside which nothing can be written."""
+    return default_cache_dir().parent / "listings"
+
+
 def image_key(name: str) -> str:
     """What one picture is called in every set that has it: ImageNet's validation number, else class folder and file."""
     found = _VAL_NAME.search(name)
@@ -101,6 +115,8 @@ def imagenet_suite(
     templates: tuple[str, ...] | None = None,
 ) -> Suite:
     """Ask for the ``sets`` below ``root``; a missing one is noted, or refused where it was named (``explicit``).
+
+    Of ImageNet-C the cells that are there are asked, named or not: a part of it has errors, but no mCE.
 
     With ``knn`` the neighbours among the training images are asked, and nothing else.
 
@@ -126,6 +142,7 @@ def imagenet_suite(
         name="imagenet",
         class_names=imagenet_names(),
         class_ids=wnids(),
+        class_titles=descriptions(),
         cells=tuple(parts.cells.values()),
         views=tuple(parts.views),
         protocol=_protocol(parts, sweep, knn),
@@ -181,20 +198,30 @@ def _add_restricted(parts: _Parts, name: str) -> None:
 
 
 def _add_corruptions(parts: _Parts, name: str) -> None:
-    for corruption in CORRUPTIONS:
-        for severity in SEVERITIES:
-            cell = parts.corrupted(corruption, severity)
-            rows = np.arange(len(cell), dtype=np.int64)
-            view = View(
-                name,
-                f"{corruption}/{severity}",
-                cell.id,
-                rows,
-                parts.labels[cell.id],
-                corruption=(corruption, severity),
-                clean="imagenet/val",
-            )
-            parts.views.append(view)
+    """The cells of ImageNet-C that are there; what is missing is noted, for without it there is no mCE."""
+    place = locate(name, parts.root)[0]
+    cells = present_cells(place, _listings())
+    if not cells:
+        raise DataError(f"{place} has corruptions, but none at a severity from 1 to 5: unpack the archives anew.")
+    lacking = [word for word in CORRUPTIONS if any((word, severity) not in cells for severity in SEVERITIES)]
+    if lacking:
+        parts.notes.append(
+            f"{name}: mCE is not given, for {len(lacking)} of {len(CORRUPTIONS)} corruptions are missing or lack a "
+            f"severity ({', '.join(lacking)}); the errors are those of the {len(cells)} cells that are there"
+        )
+    for corruption, severity in cells:
+        cell = parts.corrupted(corruption, severity)
+        rows = np.arange(len(cell), dtype=np.int64)
+        view = View(
+            name,
+            f"{corruption}/{severity}",
+            cell.id,
+            rows,
+            parts.labels[cell.id],
+            corruption=(corruption, severity),
+            clean="imagenet/val",
+        )
+        parts.views.append(view)
 
 
 _ADD = {

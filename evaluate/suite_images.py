@@ -33,19 +33,25 @@ def images_suite(
     subset: Subset | None = None,
     templates: tuple[str, ...] | None = None,
 ) -> Suite:
-    """Ask for the classes of a split. ``labels`` are those of a linear head; without, the data's own folders name them.
+    """Ask for the classes of a split. ``labels`` are those of a linear head; without, the data name their classes.
 
     Raises:
-        DataError: data that cannot be opened, or classes that nothing names.
+        DataError: data that cannot be opened, classes that nothing names, or a label that is none of them.
         ConfigError: k exceeds the training images.
     """
     subset = subset or Subset()
-    name = PurePath(spec.partition(":")[2] or spec).name or spec
-    source = open_images(spec, split, whole=True, classes=labels)
-    if source.classes is None:
-        raise DataError(f"{spec} does not name its classes: put the images into a folder per class (docs/data.md).")
+    name = name_of(spec)
+    training = None if knn is None else open_images(spec, "train", classes=labels)
+    known = labels or (training.classes if training is not None else None)
+    source = open_images(spec, split, whole=True, classes=known)
+    classes = source.classes or tuple(known or ())  # shards without names are numbered as the head is
+    if not classes:
+        raise DataError(
+            f"{spec} does not name its classes: put the images into a folder per class, or a classes.txt beside the "
+            "shards (docs/data.md)."
+        )
     block, views = SetBlock(), []
-    clean, targets = _cell(name, split, source, subset, block, knn is not None)
+    clean, targets = _cell(name, split, source, len(classes), subset, block, knn is not None)
     cells = {clean.id: clean}
     rows = np.arange(len(clean), dtype=np.int64)
     view = View(name, split, clean.id, rows, targets)
@@ -56,34 +62,36 @@ def images_suite(
             cells[cell.id] = cell
             views.append(corrupted)
     neighbours: list[KnnView] = []
-    if knn is not None:
-        training = open_images(spec, "train", classes=source.classes)
+    if knn is not None and training is not None:
         if training.fingerprint == source.fingerprint:
             raise DataError(f"{spec} has no splits, so that training images would be asked: make train/ and {split}/.")
-        train, found = _cell(name, "train", training, Subset(), block, True)
+        train, found = _cell(name, "train", training, len(classes), Subset(), block, True)
         if max(knn.k) > len(train):
             raise ConfigError(f"k={max(knn.k)} exceeds the {len(train)} training images; give a smaller --k.")
         cells[train.id] = train
         everything = np.arange(len(train), dtype=np.int64)
-        options: dict[str, Any] = {"ks": knn.k, "temperature": knn.temperature, "n_classes": len(source.classes)}
+        options: dict[str, Any] = {"ks": knn.k, "temperature": knn.temperature, "n_classes": len(classes)}
         neighbours.append(KnnView(name, split, clean.id, rows, targets, train.id, everything, found, **options))
     return Suite(
         name=name,
-        class_names=tuple(word.replace("_", " ") for word in source.classes),
-        class_ids=tuple(source.classes),
+        class_names=tuple(word.replace("_", " ") for word in classes),
+        class_ids=classes,
         cells=tuple(cells.values()),
         views=(*views, *neighbours),
-        protocol=_protocol(name, split, source.classes, block, sweep, knn, subset),
+        protocol=_protocol(name, split, classes, block, sweep, knn, subset),
         templates=templates,
     )
 
 
+def name_of(spec: str) -> str:
+    """What results call a data set: the last part of its path."""
+    return PurePath(spec.partition(":")[2] or spec).name or spec
+
+
 def _cell(
-    name: str, split: str, source: ImageSource, subset: Subset, block: SetBlock, neighbours: bool
+    name: str, split: str, source: ImageSource, classes: int, subset: Subset, block: SetBlock, neighbours: bool
 ) -> tuple[Cell, NDArray[np.int64]]:
-    labels = source.labels
-    if labels is None:  # only reading tells
-        labels = np.array([source.read(index)[1] for index in range(len(source))], dtype=np.int64)
+    labels = labels_of(source, classes)
     keys = [source.sample_name(index) for index in range(len(source))]
     rows = subset.choose(keys, labels)
     kept = tuple(keys[row] for row in rows)
@@ -91,6 +99,25 @@ def _cell(
     block.add(name, split, len(kept), fingerprint)
     cell = Cell(f"{name}/{split}", source, rows, kept, fingerprint, logits=not neighbours, embeddings=neighbours)
     return cell, labels[rows]
+
+
+def labels_of(source: ImageSource, classes: int) -> NDArray[np.int64]:
+    """All labels of a source, int64 ``[N]`` in ``0..classes-1``; read from the samples where only these tell.
+
+    Raises:
+        DataError: a sample without label, or with one that is no class; it is named.
+    """
+    labels = source.labels
+    if labels is None:
+        labels = np.array([source.label(index) for index in range(len(source))], dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise DataError(
+            f"{source.sample_name(int(wrong[0]))} has the label {labels[wrong[0]]}, but the {classes:,} classes are "
+            f"numbered from 0 to {classes - 1} ({len(wrong):,} such images): correct the labels, or give the model "
+            "or classes.txt that they belong to."
+        )
+    return labels
 
 
 def _protocol(

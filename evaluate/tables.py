@@ -46,6 +46,7 @@ ERROR = "Top-1 error on ImageNet-C as it is, mean over 15 corruptions at 5 sever
 MCE = "That error, each corruption relative to AlexNet's; AlexNet has 100"
 RELATIVE = "Its rise over the clean error, each corruption relative to AlexNet's rise"
 ON_THE_FLY = "Top-1 error under corruptions made in memory: not ImageNet-C's files, and not comparable with them"
+PARTIAL = "ImageNet-C was there in part, so that its mean is no row of this column"
 UNREADABLE = "an empty cell of a published row is not known here, a dash is the paper's own"
 ADE20K = "Tables 1 and 5 of the paper print 53.8 for ViT-B, Tables 6 and 8 print 53.6 beside the same 86.2 top-1"
 OPENCLIP = "Agrees with the laion2b_s32b_b82k weights (75.25); laion400m_e32 has 72.77"
@@ -156,8 +157,12 @@ def own_lines(
     lines = []
     for model in models:
         values = {key: percent(model.results[rows[key]]) for key in keys if rows[key] in model.results}
-        if values:
-            marks = tuple(notes.mark(text) for text in model.notes)
+        # A mean over fewer corruptions is another quantity; where all are there, mCE is too.
+        partial = rows.get("error") == ROWS["error"] and "error" in values and ROWS["mce"] not in model.results
+        if partial:
+            del values["error"]
+        if values or partial:
+            marks = tuple(notes.mark(text) for text in (*model.notes, *([PARTIAL] if partial else [])))
             lines.append(Line(label(model), "ours", GROUPS["ours"], ("",) * details, values, marks))
     return lines
 

@@ -41,7 +41,7 @@ COMMANDS = {
     "evaluate.compare": {"--json", "--output", "--fail-if-worse", "--alpha", "--margin"},
     "evaluate.report": {"--format", "--output", "--table", "--population", "--allow-mixed", "--json"},
     "evaluate.verify": EVALUATE | {"--reference"},
-    "evaluate.doctor": {"--data-root", "--sets", "--deep", "--json"},
+    "evaluate.doctor": {"--data-root", "--data", "--sets", "--deep", "--json"},
     "evaluate.recompute": {"--json"},
     "export": {"--to", "--output", "--image-size"},
     "export.card": {"--results", "--license", "--output"},

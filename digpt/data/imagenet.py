@@ -13,12 +13,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from digpt.data.imagenet_c import check_cell, open_cell
-from digpt.data.imagenet_classes import class_subset, wnids
+from digpt.data.imagenet_classes import class_subset, descriptions, wnids
 from digpt.data.imagenet_folders import ImageNetImages, read_folders
 from digpt.data.imagenet_labels import RealLabels, flat_labels, real_labels
 from digpt.data.imagenet_sets import (
     IMAGENET_SETS,
     TRAIN_FOLDERS,
+    TRAINING,
     WNID,
     ImageNetSet,
     entries,
@@ -32,15 +33,18 @@ from digpt.errors import ConfigError, DataError
 
 __all__ = [
     "IMAGENET_SETS",
+    "TRAINING",
     "ImageNetImages",
     "ImageNetSet",
     "RealLabels",
     "available",
     "class_subset",
+    "descriptions",
     "locate",
     "open_imagenet",
     "real_labels",
     "training_folder",
+    "training_place",
     "wnids",
 ]
 
@@ -87,17 +91,22 @@ def available(data_root: str | Path) -> list[str]:
     return [name for name in IMAGENET_SETS if locate(name, Path(data_root))]
 
 
+def training_place(data_root: str | Path) -> Path | None:
+    """The folder of ImageNet-1K's training images, or None where no folder of that name has class folders."""
+    folders = folders_below(Path(data_root), TRAIN_FOLDERS)
+    return next((path for path in folders if any(WNID.fullmatch(entry.name) for entry in entries(path))), None)
+
+
 def training_folder(data_root: str | Path) -> ImageSource:
     """ImageNet-1K's training images (``train/<wnid>/*.JPEG``), labels indexing ``wnids()``; for kNN and linear probes.
 
     Raises:
         DataError: there are none, or the folder holds other classes.
     """
-    root = Path(data_root)
-    for path in folders_below(root, TRAIN_FOLDERS):
-        if any(WNID.fullmatch(entry.name) for entry in entries(path)):
-            return open_images(f"folder:{path}", classes=wnids())
-    raise DataError(
-        f"ImageNet's training images were not found under {root}; they are expected as train/<wnid>/*.JPEG there or in "
-        f"a folder such as imagenet: docs/data-evaluation.md shows the layouts."
-    )
+    place = training_place(data_root)
+    if place is None:
+        raise DataError(
+            f"ImageNet's training images were not found under {data_root}; they are expected as train/<wnid>/*.JPEG "
+            "there or in a folder such as imagenet: docs/data-evaluation.md shows the layouts."
+        )
+    return open_images(f"folder:{place}", classes=wnids())

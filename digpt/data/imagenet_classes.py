@@ -48,6 +48,21 @@ def class_numbers() -> Mapping[str, int]:
     return {wnid: label for label, wnid in enumerate(wnids())}
 
 
+@cache
+def descriptions() -> tuple[str, ...]:
+    """What timm calls the 1000 classes, in the order of ``wnids()``: ``tench, Tinca tinca``. "crane" stands twice.
+
+    Raises:
+        MissingDependencyError: timm is not installed.
+        DataError: its table lacks one of the classes.
+    """
+    lines = _shipped("imagenet_synset_to_lemma.txt").splitlines()
+    lemmas = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    if not all(wnid in lemmas for wnid in wnids()):
+        raise DataError("timm's imagenet_synset_to_lemma.txt lacks classes of ImageNet-1K; install timm again.")
+    return tuple(lemmas[wnid] for wnid in wnids())
+
+
 def class_subset(name: str) -> NDArray[np.int64]:
     """The 200 classes of ``imagenet-a`` or ``imagenet-r``: rising indices into ``wnids()``, int64 ``[200]``.
 

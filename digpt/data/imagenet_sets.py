@@ -141,6 +141,17 @@ _SETS = (
     ),
 )
 IMAGENET_SETS: Mapping[str, ImageNetSet] = {entry.name: entry for entry in _SETS}
+TRAINING = ImageNetSet(
+    "imagenet-train",
+    "ImageNet-1K training",
+    1_281_167,
+    1000,
+    None,
+    TRAIN_FOLDERS,
+    ("ilsvrc2012-img-train",),
+    "https://image-net.org (ILSVRC2012_img_train.tar)",
+)
+"""The images that neighbours and linear probes learn from; nothing is evaluated on them."""
 
 
 def imagenet_set(name: str) -> ImageNetSet:

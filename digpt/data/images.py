@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -63,6 +64,10 @@ class ImageSource(ABC):
             SampleError: this image cannot be read; others may.
         """
 
+    def label(self, index: int) -> int:
+        """Label of one image; errors as `read`."""
+        return self.read(index)[1] if self.labels is None else int(self.labels[index])
+
     @abstractmethod
     def sample_name(self, index: int) -> str:
         """What a message calls one image."""
@@ -87,11 +92,17 @@ class _Listed(ImageSource):
         names, class_names, sizes = zip(*listing, strict=True)
         known = sorted(set(class_names), key=_natural) if classes is None else list(classes)
         number = {class_name: label for label, class_name in enumerate(known)}
-        unknown = sorted(set(class_names) - set(known))
+        found = set(class_names)
+        unknown = sorted(found - set(known))
         if unknown:
             raise DataError(
                 f"{name} has the class {unknown[0]!r} ({len(unknown)} such), which is not among the {len(known)} "
                 f"classes of the training data.{near_misses(unknown[0], known)}"
+            )
+        twice = sorted(word for word, times in Counter(known).items() if times > 1 and word in found)
+        if twice:
+            raise DataError(
+                f"{name} has the class {twice[0]!r}, which stands for several classes of the training data."
             )
         self.name, self.names = name, Names(names)
         self.classes = None if known == [""] else tuple(known)  # images that lie in no folder have no classes
@@ -215,14 +226,22 @@ class ShardImages(ImageSource):
     def fingerprint(self) -> str:
         return self.shards.fingerprint
 
+    def label(self, index: int) -> int:
+        return self._number(index, self.shards.read(index, (".cls",)))  # without the image
+
     def read(self, index: int) -> tuple[bytes, int]:
         members = self.shards.read(index, (*IMAGE_EXTENSIONS, ".cls"))
-        text = members.pop(".cls", b"").strip()
+        number = self._number(index, members)
+        images = [data for extension, data in members.items() if extension != ".cls"]
+        if not images:
+            raise SampleError("no image", f"{self.sample_name(index)} has no image.")
+        return images[0], number
+
+    def _number(self, index: int, members: dict[str, bytes]) -> int:
+        text = members.get(".cls", b"").strip()
         if not text.isdigit():
             raise SampleError("no label", f"{self.sample_name(index)} has no .cls file with a number.")
-        if not members:
-            raise SampleError("no image", f"{self.sample_name(index)} has no image.")
-        return next(iter(members.values())), int(text)
+        return int(text)
 
 
 class HuggingFaceImages(ImageSource):

@@ -19,6 +19,7 @@ from digpt.data.imagenet import (
     ImageNetImages,
     available,
     class_subset,
+    descriptions,
     locate,
     open_imagenet,
     training_folder,
@@ -62,6 +63,13 @@ def test_the_tables_of_classes() -> None:
     assert class_subset("imagenet-a")[0] == 6  # each caller has its own
     with pytest.raises(DataError, match="imagenet-a"):
         class_subset("imagenet-v2")
+
+
+def test_descriptions_are_timms_labels_in_the_order_of_the_ids():
+    from timm.data import ImageNetInfo
+
+    assert descriptions() == tuple(ImageNetInfo("imagenet-1k").label_descriptions())
+    assert [label for label, title in enumerate(descriptions()) if title == "crane"] == [134, 517]
 
 
 def test_published_numbers() -> None:

@@ -184,6 +184,14 @@ def test_a_folder_without_splits_is_training_data_and_nothing_else(tmp_path: Pat
         open_images(f"folder:{tmp_path}", "val", whole=True)
 
 
+def test_a_folder_whose_name_stands_for_two_classes_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with pytest.raises(DataError, match="has the class 'c2', which stands for several classes"):
+        open_images(f"folder:{tmp_path}", classes=("c2", "C9", "c10", "c2"))
+    labels = open_images(f"folder:{tmp_path}", classes=("c2", "C9", "c10", "other", "other")).labels
+    assert labels is not None and sorted(set(labels.tolist())) == [0, 1, 2]
+
+
 def test_images_without_class_folders_have_no_classes(tmp_path: Path) -> None:
     (tmp_path / "a.webp").write_bytes(picture(1, "WEBP"))
     (tmp_path / "B.JPEG").write_bytes(picture(2, "JPEG"))

@@ -188,10 +188,30 @@ def test_a_sweep_is_a_table_by_severity(document):
     assert "relative mCE 33.0" in text
 
 
+def test_a_part_of_imagenet_c_has_no_mce_and_says_so(document):
+    """CE stands where a corruption is there at all severities."""
+    whole = [Result("imagenet-c", f"fog/{s}", "error", 0.4, None, 50) for s in range(1, 6)]
+    part = [Result("imagenet-c", "snow/2", "error", 0.6, None, 50)]
+    means = [
+        Result("imagenet-c", "fog", "error", 0.4, None, 250),
+        Result("imagenet-c", "fog", "ce", 0.488, None, 250),
+        Result("imagenet-c", "snow", "error", 0.6, None, 50),
+        Result("imagenet-c", "mean", "error", 0.5, None, 300),
+    ]
+    text = printed(replace(document, results=(*whole, *part, *means)))
+    assert ["fog", "40.0", "40.0", "40.0", "40.0", "40.0", "40.0", "48.8"] in rows(text)
+    assert ["snow", "", "60.0", "", "", "", "60.0", ""] in rows(text)
+    assert "no mCE: 14 of 15 corruptions are missing or lack a severity" in " ".join(text.split())
+    elsewhere = [replace(one, dataset="mine-c-on-the-fly") for one in (*whole, *means) if one.metric == "error"]
+    assert "mCE" not in printed(replace(document, results=tuple(elsewhere)))
+
+
 def test_table_says_what_is_missing(document):
     blind = replace(document, model=ModelRef.of(FakeRuntime(text=False).info), results=document.results[2:])
+    asked = replace(blind, protocol=with_fingerprint({**blind.protocol, "classification": {"splits": ["seen"]}}))
     limited = replace(blind, protocol=with_fingerprint({**blind.protocol, "limit": 100}))
-    assert "no classification: this model has neither a linear head nor a text tower" in printed(blind)
+    assert "no classification: this model has neither a linear head nor a text tower" in printed(asked)
+    assert "no classification" not in printed(blind)  # where the neighbours alone were asked
     assert "at most 100 images per split" in printed(limited)
     assert "at most" not in printed(blind)
     assert blind.model.templates == ()

@@ -71,6 +71,10 @@ def test_without_a_text_tower_knn_only_and_said_so(rigged_engine, emoji_root, ca
     out, _ = capsys.readouterr()
     assert "no classification: this model has neither a linear head nor a text tower" in out
     assert "kNN" in out and "emoji seen" not in out
+    for model in ("no-text", "bundled"):  # where nothing else is asked, there is nothing to say
+        assert knn.main([model, "--data-root", str(emoji_root)]) == 0
+        out, _ = capsys.readouterr()
+        assert "kNN" in out and "no classification" not in out
     assert imagenet.main(["no-text", "--data-root", str(emoji_root)]) == 2
     assert "measure its features with evaluate.knn or evaluate.linear_probe" in capsys.readouterr().err
     assert zeroshot.main(["no-text", "--data-root", str(emoji_root)]) == 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from digpt.data.imagenet_classes import shipped_real
 from digpt.data.source import seeded_choice
 from digpt.errors import ConfigError, DataError
 from evaluate import doctor
-from evaluate.doctor import Finding, diagnose
+from evaluate.doctor import diagnose
+from evaluate.findings import SAMPLE, Finding
 
 CLASSES = (6, 11, 848)
 
@@ -47,7 +50,7 @@ def errors(findings: list[Finding]) -> list[str]:
 def test_a_small_but_sound_tree_gets_warnings_only(sound: Path) -> None:
     findings = diagnose(sound)
     assert errors(findings) == []
-    assert list(dict.fromkeys(finding.set for finding in findings)) == list(IMAGENET_SETS)
+    assert list(dict.fromkeys(finding.set for finding in findings)) == [*IMAGENET_SETS, "imagenet-train"]
     assert f"{sound}/imagenet/val: class folders, 6 images of 3 classes" in said(findings, "imagenet", "ok")
     assert "6 images instead of 50,000" in said(findings, "imagenet", "warning")
     assert "997 of 1000 classes have no image: n01440764" in said(findings, "imagenet", "warning")
@@ -58,6 +61,9 @@ def test_a_small_but_sound_tree_gets_warnings_only(sound: Path) -> None:
     assert "read as integers" in said(findings, "imagenet-v2", "ok") and "third" in said(findings, "imagenet-v2", "ok")
     assert "README" not in said(findings, "imagenet-a", "warning")
     assert "150 images could be decoded and are 224 x 224" in said(findings, "imagenet-c", "ok")
+    assert f"{sound}/imagenet/train: class folders, 6 images of 3 classes" in said(findings, "imagenet-train", "ok")
+    assert "6 images instead of 1,281,167" in said(findings, "imagenet-train", "warning")
+    assert "validation images" not in said(findings, "imagenet-train", "warning")
 
 
 def test_nothing_is_said_of_a_whole_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +185,7 @@ def test_a_sample_is_looked_at_or_everything(tmp_path: Path) -> None:
 def chosen(folder: Path) -> set[Path]:
     """The files that a sample has."""
     source = open_imagenet("imagenet-sketch", folder)
-    return {folder / source.sample_name(index) for index in seeded_choice(len(source), doctor.SAMPLE).tolist()}
+    return {folder / source.sample_name(index) for index in seeded_choice(len(source), SAMPLE).tolist()}
 
 
 @pytest.mark.parametrize("layout", ["folders", "tars"])
@@ -207,6 +213,113 @@ def test_imagenet_c_of_another_size_or_with_other_images(tmp_path: Path) -> None
     assert "In fog/2: " in said(diagnose(tmp_path, sets=["imagenet-c"]), "imagenet-c", "error")
 
 
+def test_corruptions_without_severities(tmp_path: Path) -> None:
+    (tmp_path / "imagenet-c" / "fog").mkdir(parents=True)
+    (error,) = errors(diagnose(tmp_path, sets=["imagenet-c"]))
+    assert "none at a severity from 1 to 5" in error
+
+
+def test_training_images(tree: Path) -> None:
+    """They are looked at where nothing is named, or they are; neighbours cannot know a class that they lack."""
+    train = tree / "imagenet" / "train"
+    assert {finding.set for finding in diagnose(tree, sets=["imagenet-v2"])} == {"imagenet-v2"}
+    shutil.move(train / wnids()[6], train / wnids()[7])
+    broken = next((train / wnids()[11]).iterdir())
+    broken.write_bytes(b"")
+    findings = diagnose(tree, sets=["imagenet-train"])
+    assert {finding.set for finding in findings} == {"imagenet-train"}
+    told = said(findings, "imagenet-train", "error")
+    assert "1 classes have validation images and no training images, so that nothing trained on these" in told
+    assert f"answer them: {wnids()[6]}." in told
+    assert f"1 classes have training images and no validation images: {wnids()[7]}." in said(
+        findings, "imagenet-train", "warning"
+    )
+    assert "1 of 6 images cannot be read" in told and broken.name in told
+    (train / "sharks").mkdir()
+    (train / "sharks" / "a.jpg").write_bytes(trees.picture(6))
+    assert "'sharks'" in said(diagnose(tree), "imagenet-train", "error")
+    shutil.rmtree(train)
+    assert errors(diagnose(tree)) == []
+    assert "evaluate.knn and evaluate.linear_probe need them" in said(diagnose(tree), "imagenet-train", "warning")
+    assert "were not found" in said(diagnose(tree, sets=["imagenet-train"]), "imagenet-train", "error")
+
+
+# ------------------------------------------------------------------------------------------------ one's own pictures
+
+
+def write_own(root: Path, **splits: dict[str, int]) -> str:
+    """``root/mine/<split>/<class>/<number>.jpg``, as many as each class is said to have."""
+    for split, classes in splits.items():
+        for name, count in classes.items():
+            (root / "mine" / split / name).mkdir(parents=True)
+            for number in range(count):
+                (root / "mine" / split / name / f"{number}.jpg").write_bytes(trees.picture(number))
+    return f"folder:{root / 'mine'}"
+
+
+def test_own_pictures(tmp_path: Path) -> None:
+    spec = write_own(tmp_path, train={"cat": 3, "dog": 5}, val={"cat": 1, "dog": 2})
+    findings = diagnose(None, data=spec)
+    assert {finding.level for finding in findings} == {"ok"}
+    assert "3 images of 2 classes, 1 to 2 of each class" in said(findings, "mine/val", "ok")
+    assert "8 images of 2 classes, 3 to 5 of each class" in said(findings, "mine/train", "ok")
+    (tmp_path / "mine" / "val" / "dog" / "0.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "mine" / "val" / "dog").rename(tmp_path / "mine" / "val" / "fox")
+    findings = diagnose(None, data=spec)
+    assert "1 of 3 images cannot be read" in said(findings, "mine/val", "error")
+    assert "1 classes have validation images and no training images" in said(findings, "mine", "error")
+    assert "fox" in said(findings, "mine", "error") and "dog" in said(findings, "mine", "warning")
+
+
+def test_own_pictures_are_sampled_or_all_decoded(tmp_path: Path) -> None:
+    spec = write_own(tmp_path, val={"cat": 100})
+    left_out = min(set(range(100)) - set(seeded_choice(100, SAMPLE).tolist()))
+    name = sorted(f"cat/{number}.jpg" for number in range(100))[left_out]
+    (tmp_path / "mine" / "val" / name).write_bytes(b"")
+    assert errors(diagnose(None, data=spec)) == []
+    (error,) = errors(diagnose(None, data=spec, deep=True))
+    assert error.startswith("1 of 100 images cannot be read") and name in error
+
+
+def test_own_pictures_without_splits_or_classes(tmp_path: Path) -> None:
+    spec = write_own(tmp_path, cats={"cat": 1}, dogs={"dog": 1})
+    assert "There are no splits" in said(diagnose(None, data=spec), "mine/train", "warning")
+    spec = write_own(tmp_path / "b", val={"cat": 1})
+    assert "has no split train" in said(diagnose(None, data=spec), "mine/train", "warning")
+    spec = write_own(tmp_path / "c", train={"cat": 1})
+    assert "has no split val" in said(diagnose(None, data=spec), "mine/val", "error")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.jpg").write_bytes(trees.picture(1))
+    assert "a folder per class" in said(diagnose(None, data=f"folder:{tmp_path / 'flat'}"), "flat/val", "error")
+
+
+def write_shard(path: Path, labels: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for number, label in enumerate(labels):
+            for extension, data in (("jpg", trees.picture(number)), ("cls", label.encode())):
+                info = tarfile.TarInfo(f"{number:04d}.{extension}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+def test_the_labels_of_own_shards(tmp_path: Path) -> None:
+    """All are read, however few images are decoded."""
+    write_shard(tmp_path / "mine" / "val" / "0.tar", ["0"] * 80 + ["", "3", "1"])
+    write_shard(tmp_path / "mine" / "train" / "0.tar", ["0", "1"])
+    findings = diagnose(None, data=f"wds:{tmp_path / 'mine'}")
+    assert "Nothing names the classes" in said(findings, "mine/val", "warning")
+    (error,) = [finding.message for finding in findings if (finding.set, finding.level) == ("mine/val", "error")]
+    assert error == "1 of 83 images have no label: 0.tar: 0080 has no .cls file with a number."
+    assert "1 classes have validation images and no training images" in said(findings, "mine", "error")
+    for split in ("val", "train"):
+        (tmp_path / "mine" / split / "classes.txt").write_text("cat\ndog\nfox\n")
+    findings = diagnose(None, data=f"wds:{tmp_path / 'mine'}")
+    assert "1 labels are none of 0 to 2: 0.tar: 0081 has 3." in said(findings, "mine/val", "error")
+    assert "1 of 3 classes have no image: fox." in said(findings, "mine/val", "warning")
+    assert said(findings, "mine", "error") == ""
+
+
 def test_a_damaged_archive_of_imagenet_c(tmp_path: Path) -> None:
     folder = trees.write_c(tmp_path, CLASSES, layout="tars", corruptions=("fog",), severities=(1,))
     (folder / "noise.tar").write_bytes(b"<html>")
@@ -229,6 +342,9 @@ def test_exit_codes_and_json(sound: Path, tmp_path: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert out == "" and err.strip().startswith("error: There is no folder")
     assert doctor.main(["--sets", "imagenet"]) == 2
+    assert doctor.main(["--data", "folder:x", "--data-root", str(sound)]) == 2
+    assert "--data excludes --data-root" in capsys.readouterr().err
+    assert doctor.main(["--data", f"folder:{sound / 'imagenet' / 'val'}"]) == 0
     with pytest.raises(SystemExit) as stopped:
         doctor.main(["--dat", "x"])
     assert stopped.value.code == 2

@@ -21,6 +21,7 @@ from digpt.runtime.fake import FakeRuntime
 from digpt.segment_metrics import Scores, miou_resampled
 from digpt.segmentation import SegmentConfig, Segmenter, segment_encoder, segmenter_config, segmenter_weights
 from evaluate import cli, compare, recompute, report, segment_run, segmentation, suite_masks
+from evaluate.doctor import diagnose
 from evaluate.doctor_masks import ade20k_findings
 from evaluate.measure import Bootstraps
 from evaluate.segment_measure import mask_views, parts_of
@@ -314,10 +315,13 @@ def test_the_report_has_miou_beside_the_papers(asked: Any, tmp_path: Path, capsy
 
 def test_the_doctor_looks_at_pairs_and_values(tmp_path: Path) -> None:
     assert list(ade20k_findings(tmp_path)) == []
+    assert any("holds none of the sets" in finding.message for finding in diagnose(tmp_path))
     label = np.array([[0, 1, 255, 149]], np.uint8).repeat(4, axis=0)
     for split in ("training", "validation"):
         folder = write_ade20k(tmp_path, {"a": (label, label), "b": (label, label)}, split)
     found = list(ade20k_findings(tmp_path))
+    told = {(finding.set, finding.message) for finding in diagnose(tmp_path)}
+    assert told >= {("ade20k", text) for _, text in found} and "all" not in {name for name, _ in told}
     assert [level for level, _ in found] == ["warning", "ok"] * 2
     assert "not the published 20,210" in found[0][1] and "not the published 2,000" in found[2][1]
     assert "3 classes, 25.0% of the pixels not labelled" in found[3][1]

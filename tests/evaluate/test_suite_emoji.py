@@ -172,14 +172,50 @@ def test_limit_is_seeded_nested_and_leaves_the_reference_whole(emoji, rigged):
     }
 
 
-def test_preview_takes_a_tenth_of_every_class(emoji):
+def test_preview_takes_a_tenth_though_no_class_has_ten_images(emoji):
     suite = emoji_suite(emoji, subset=Subset(preview=True))
-    seen = next(cell for cell in suite.cells if cell.id == "emoji/seen")
-    named = [key.partition(".")[0] for key in seen.keys]
-    assert len(set(named)) == len(named) == 60  # three images or fewer each: one of every concept that is not unseen
+    sizes = {cell.id.partition("/")[2]: len(cell) for cell in suite.cells}
+    assert sizes == {split: (len(images) + 5) // 10 for split, images in expected_images(emoji).items()}
     assert suite.protocol["preview"] == 0.1
     with pytest.raises(ConfigError, match="exclude each other"):
         Subset(limit=3, preview=True)
+
+
+SIZES = (1, 2, 3, 4, 5, 9, 10, 14, 15, 50, 63)
+
+
+def preview(seed: int, sizes: tuple[int, ...] = SIZES) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    keys = [f"{label}/{number}" for number, label in enumerate(labels)]
+    return Subset(preview=True, seed=seed).choose(keys, labels), labels, keys
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_preview_is_proportional(seed):
+    rows, labels, keys = preview(seed)
+    assert len(rows) == round(sum(SIZES) / 10) == 18
+    taken = np.bincount(labels[rows], minlength=len(SIZES))
+    assert all(size // 10 <= count <= -(-size // 10) for size, count in zip(SIZES, taken, strict=True))
+    limits = range(len(keys), 0, -1)  # the smallest limit that has an image
+    rank = {int(row): limit for limit in limits for row in Subset(limit=limit, seed=seed).choose(keys, labels)}
+    for label, count in enumerate(taken):  # of a class it takes what a limit would take first
+        members = sorted(np.flatnonzero(labels == label).tolist(), key=rank.__getitem__)
+        assert set(rows[labels[rows] == label].tolist()) == set(members[:count])
+    turned = np.random.default_rng(seed).permutation(len(keys))  # in whichever order the files come
+    again = Subset(preview=True, seed=seed).choose([keys[row] for row in turned], labels[turned])
+    assert {keys[turned[row]] for row in again} == {keys[row] for row in rows}
+
+
+def test_over_many_seeds_a_preview_asks_every_class_for_its_tenth():
+    """Largest remainders would never ask a class of four images beside a hundred of five."""
+    sizes = (4,) * 100 + (5,) * 100
+    small = [int((preview(seed, sizes)[0] < 400).sum()) for seed in range(60)]
+    assert {len(preview(seed, sizes)[0]) for seed in range(5)} == {90}
+    assert np.mean(small) == pytest.approx(40, abs=2)
+
+
+def test_a_preview_of_very_few_images_has_one():
+    assert len(preview(0, (1, 1, 1))[0]) == 1
 
 
 def test_a_small_limit_may_leave_a_style_without_unseen_images(emoji, rigged):

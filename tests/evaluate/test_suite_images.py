@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,56 @@ def test_a_head_for_other_classes_and_pictures_without_folders(pictures, tmp_pat
     Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "a.png")
     with pytest.raises(DataError, match="a folder per class"):
         images_suite(f"folder:{tmp_path / 'flat'}")
+
+
+def write_shard(folder: Path, labels: list[str], classes: str = "") -> str:
+    """One webdataset shard of pictures with these labels, in the colours of `CLASSES`."""
+    folder.mkdir(parents=True)
+    colors = list(CLASSES.values())
+    with tarfile.open(folder / "00000.tar", "w") as archive:
+        for number, label in enumerate(labels):
+            buffer = io.BytesIO()
+            Image.new("RGB", (40, 30), colors[int(label or 0) % 3]).save(buffer, "PNG")
+            for extension, data in (("png", buffer.getvalue()), ("cls", label.encode())):
+                info = tarfile.TarInfo(f"{number:04d}.{extension}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    if classes:
+        (folder / "classes.txt").write_text(classes)
+    return f"wds:{folder / '00000.tar'}"
+
+
+def test_shards_without_names_are_numbered_as_the_head_is(tmp_path):
+    spec = write_shard(tmp_path / "shards", ["0", "2", "2", "1"])
+    runtime = Channels(text=False, linear_head=True, labels=tuple(CLASSES), dim=3)
+    rows = rows_of(runtime, spec)
+    assert rows["00000.tar", "val", "top1"].value == 0.75  # dark red is a tie
+    assert rows["00000.tar", "val", "top1"].n == 4
+    with pytest.raises(DataError, match=r"does not name its classes: .* classes.txt"):
+        images_suite(spec)
+
+
+@pytest.mark.parametrize("labels", [None, tuple(CLASSES)])
+def test_a_label_that_is_no_class_is_named(tmp_path, labels):
+    spec = write_shard(tmp_path / "shards", ["0", "1", "7", "9"], "" if labels else "blue\ndark_red\ngreen\n")
+    message = r"00000.tar: 0002 has the label 7, but the 3 classes are numbered from 0 to 2 \(2 such images\)"
+    with pytest.raises(DataError, match=message):
+        images_suite(spec, labels=labels)
+
+
+def test_a_sample_without_label_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"00000.tar: 0001 has no .cls file with a number"):
+        images_suite(write_shard(tmp_path / "shards", ["0", ""]), labels=tuple(CLASSES))
+
+
+def test_neighbours_of_a_class_without_validation_images(pictures):
+    """The training images name the classes: those of validation may lack one, but have no other."""
+    shutil.rmtree(pictures / "val" / "blue")
+    suite = images_suite(f"folder:{pictures}", knn=Neighbours(k=(1,)))
+    assert suite.class_ids == tuple(CLASSES)
+    shutil.rmtree(pictures / "train" / "green")
+    with pytest.raises(DataError, match="val has the class 'green'"):
+        images_suite(f"folder:{pictures}", knn=Neighbours(k=(1,)))
 
 
 def test_the_commands(pictures, tmp_path, monkeypatch, capsys):
