@@ -20,6 +20,7 @@ from digpt.artifact import Checkpoint, read_checkpoint
 from digpt.errors import CheckpointError, ConfigError, SpecError, near_misses
 from digpt.model import InferenceModel, TextModel, build_from_config
 from digpt.preprocess import Preprocess
+from digpt.runtime.base import URLS
 
 BUNDLED = Path(__file__).resolve().parent / "bundled" / "emoji-tiny"
 BUNDLED_FILES = {"bundled": "ckpt.pt", "bundled-teacher": "teacher.pt", "bundled-early-teacher": "early_teacher.pt"}
@@ -116,7 +117,7 @@ def checkpoint_path(spec: str) -> Path:
         if not path.is_file():
             raise SpecError(f"The bundled checkpoint {path} is missing; restore it with git checkout -- {path}.")
         return path
-    if spec.startswith(("http://", "https://")):
+    if spec.startswith(URLS):
         raise SpecError(f"{spec} is a running server, not weights; only a runtime can use it.")
     path = Path(spec)
     if (path / "manifest.json").is_file():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from digpt.errors import BackendError, near_misses
-from digpt.runtime.base import Runtime
+from digpt.runtime.base import URLS, Runtime
 
 
 def _load_torch(spec: str, threads: int | None, device: str, image_size: int | None) -> Runtime:
@@ -38,7 +38,6 @@ def _load_remote(spec: str, backend: str | None, threads: int | None, device: st
     return RemoteRuntime(spec, threads=threads)
 
 
-URLS = ("http://", "https://")
 MODEL_BACKENDS: dict[str, Callable[[str, int | None, str, int | None], Runtime]] = {"torch": _load_torch}
 ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"onnx": _load_onnx}
 

@@ -35,7 +35,6 @@ from digpt.runtime.base import Golden, RuntimeInfo, check_images, no_logits, no_
 if TYPE_CHECKING:
     import httpx
 
-SCHEMES = ("http://", "https://")
 KEY_VARIABLE = "DIGPT_API_KEY"
 MAX_ITEMS = 64  # of one request, if the server takes as many: larger batches gain nothing and come near its deadline
 SPARE_BYTES = 1 << 16  # of a request's limit, for what is not the images

@@ -263,6 +263,7 @@ def test_evaluation_of_a_server_equals_that_of_the_model(
     options = ["--limit", "20", "--corruptions", "none", "--threads", "1", "--batch-size", "16", "--seed", "3"]
     spec = url(serving({"tiny": Engine.load(path, threads=1)}))
     assert robustness([spec, *options, "--output", str(tmp_path / "remote")]) == 0
+    assert list((tmp_path / "cache").rglob("*.npz")) == []  # the server's texts are the server's alone
     assert robustness([path, *options, "--output", str(tmp_path / "direct")]) == 0
     remote, direct = (read_results(tmp_path / name) for name in ("remote", "direct"))
     assert remote.model == replace(direct.model, spec=spec)
