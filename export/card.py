@@ -212,19 +212,15 @@ def front_matter(facts: Facts, documents: Sequence[ResultsDocument], license: st
         for index, result in enumerate(document.results)
         if result.split == "mean" or ("/" not in result.split and result.dataset not in swept(document.results))
     ]
-    engines = sorted(facts.engines or {})
     data = ModelCardData(
         library_name="digpt",
         license=license,
         pipeline_tag=facts.pipeline,
-        tags=["d-igpt", "vision-transformer", *engines] if not facts.source.startswith(_FOREIGN) else engines,
+        tags=["digpt", "image-encoder", *sorted(facts.engines or {})],
         model_name=facts.name if measured else None,
         eval_results=measured or None,
     )
     return f"---\n{data.to_yaml()}\n---"
-
-
-_FOREIGN = ("timm:", "open_clip:")
 
 
 def _metric_name(document: ResultsDocument, index: int) -> str:
