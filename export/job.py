@@ -99,6 +99,7 @@ def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str,
         "text": text,
         "abstain_threshold": None,
         "engines": {},
+        "refused": {},
         "golden": {"file": GOLDEN_FILE, "images": GOLDEN_IMAGES, "reference": "torch fp32"},
         "versions": {"python": platform.python_version(), **_versions()},
     }

@@ -46,6 +46,7 @@ TORCH_FREE = (
     "digpt.runtime",
     "digpt.runtime.base",
     "digpt.runtime.onnx",
+    "digpt.runtime.openvino",
     "digpt.runtime.fake",
     "digpt.data.emoji",
     "digpt.data.imagenet",

@@ -19,17 +19,25 @@ def _load_torch(spec: str, threads: int | None, device: str) -> Runtime:
     return TorchRuntime(load_model(spec), threads=threads, device=device)
 
 
-def _load_onnx(spec: str, threads: int | None, device: str) -> Runtime:
+def _load_onnx(spec: str, backend: str, threads: int | None) -> Runtime:
     from digpt.runtime.onnx import OnnxRuntime
 
-    if device not in ("auto", "cpu"):
-        raise BackendError(f"The onnx backend chooses its device itself; --device {device} is for the torch backend.")
+    return OnnxRuntime(Path(spec), backend, threads=threads)
 
-    return OnnxRuntime(Path(spec), threads=threads)
+
+def _load_openvino(spec: str, backend: str, threads: int | None) -> Runtime:
+    from digpt.runtime.openvino import OpenvinoRuntime
+
+    return OpenvinoRuntime(Path(spec), backend, threads=threads)
 
 
 MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"torch": _load_torch}
-ARTIFACT_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"onnx": _load_onnx}
+# A name stands for a library and a precision; the loader is given it, since one file may run several.
+ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
+    "onnx": _load_onnx,
+    "openvino": _load_openvino,
+    "openvino-bf16": _load_openvino,
+}
 
 
 def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None, device: str = "cpu") -> Runtime:
@@ -71,4 +79,8 @@ def _load_artifact(spec: str, backend: str | None, threads: int | None, device: 
         )
     if backend not in ARTIFACT_BACKENDS:
         raise BackendError(f"{spec} was exported for {backend!r}, which this digpt cannot run. Upgrade digpt.")
-    return ARTIFACT_BACKENDS[backend](spec, threads, device)
+    if device not in ("auto", "cpu"):
+        raise BackendError(
+            f"The {backend} backend chooses its device itself; --device {device} is for the torch backend."
+        )
+    return ARTIFACT_BACKENDS[backend](spec, backend, threads)
