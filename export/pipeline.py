@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,10 +20,10 @@ from digpt.runtime.artifact import seal_manifest
 from digpt.runtime.base import Runtime
 from digpt.runtime.golden import GoldenReport
 from digpt.runtime.precision import GOLDEN_TOLERANCE
+from digpt.runtime.timing import speed, take_turns, time_engines
 from export.builders import BUILDERS, check_machine, default_targets, engine_files
 from export.job import Job, load_job
 from export.parity import ParityReport, measure
-from export.timing import peak_memory_mb, speed, take_turns, time_engines
 
 AUTO = "auto"
 
@@ -195,6 +196,16 @@ def _drop_files(candidates: Sequence[_Candidate], kept: set[str], directory: Pat
     needed = {path for target in kept for path in files[target]}
     for path in set().union(*files.values()) - needed:
         path.unlink()
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory this process has had at once, in MB (10^6 bytes); None on systems that do not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def check_output(output: Path, overwrite: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from digpt.runtime.timing import speed
 from export.parity import ParityReport
 from export.pipeline import EngineOutcome, Outcome
-from export.timing import speed
 
 BASELINE = "onnx"  # the engine that others are compared with, in float32
 
@@ -15,7 +15,7 @@ def summary(outcome: Outcome) -> Table:
     """One row per engine; the speed is the geometric mean of the images per second at batch 1 and 16."""
     name, images = outcome.manifest["name"], outcome.engines[0].parity.images
     result = Table(title=f"{name} against torch fp32, {images} images")
-    result.add_column("engine")
+    result.add_column("engine", no_wrap=True)
     result.add_column("precision")
     for column in ("cosine median", "cosine min", "agreement", "ms, batch 1", "images/s, batch 16", "speed / onnx"):
         result.add_column(column, justify="right")

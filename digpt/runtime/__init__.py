@@ -19,6 +19,27 @@ def _load_torch(spec: str, threads: int | None, device: str) -> Runtime:
     return TorchRuntime(load_model(spec), threads=threads, device=device)
 
 
+def _load_torch_bf16(spec: str, threads: int | None, device: str) -> Runtime:
+    from digpt.runtime.torch_bf16 import TorchBf16Runtime
+    from digpt.sources import load_model
+
+    return TorchBf16Runtime(load_model(spec), threads=threads, device=device)
+
+
+def _load_torch_compiled(spec: str, threads: int | None, device: str) -> Runtime:
+    from digpt.runtime.torch_bf16 import TorchCompiledRuntime
+    from digpt.sources import load_model
+
+    return TorchCompiledRuntime(load_model(spec), threads=threads, device=device)
+
+
+def _choose_torch(spec: str, threads: int | None, device: str) -> Runtime:
+    from digpt.runtime.choose import choose
+    from digpt.sources import load_model
+
+    return choose(load_model(spec), threads=threads, device=device)
+
+
 def _load_onnx(spec: str, backend: str, threads: int | None) -> Runtime:
     from digpt.runtime.onnx import OnnxRuntime
 
@@ -31,7 +52,13 @@ def _load_openvino(spec: str, backend: str, threads: int | None) -> Runtime:
     return OpenvinoRuntime(Path(spec), backend, threads=threads)
 
 
-MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {"torch": _load_torch}
+AUTO = "auto"  # what was fastest: for an artifact at export, for a model here and now
+MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {
+    "torch": _load_torch,
+    "torch-bf16": _load_torch_bf16,
+    "torch-compiled-bf16": _load_torch_compiled,
+    AUTO: _choose_torch,
+}
 # A name stands for a library and a precision; the loader is given it, since one file may run several.
 ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
     "onnx": _load_onnx,
@@ -43,13 +70,14 @@ ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
 def load_runtime(spec: str, backend: str | None = None, *, threads: int | None = None, device: str = "cpu") -> Runtime:
     """Load ``spec`` on ``backend`` (default: torch for a model, what the manifest names for an artifact directory).
 
+    ``auto`` is the manifest's choice too; for a model it times torch's variants and prints a table to standard error.
     ``device`` is the torch backend's; ``auto`` is a GPU where there is one.
 
     Raises:
         BackendError: the backend is unknown, or cannot run this kind of spec; the message names those that can.
         SpecError, CheckpointError: as ``digpt.sources.load_model`` and ``digpt.artifact.verify_artifact`` raise them.
     """
-    known = [*MODEL_BACKENDS, *ARTIFACT_BACKENDS]
+    known = list(dict.fromkeys([*MODEL_BACKENDS, *ARTIFACT_BACKENDS]))
     if backend is not None and backend not in known:
         raise BackendError(f"Unknown backend {backend!r}; valid: {', '.join(known)}.{near_misses(backend, known)}")
     if spec.startswith(("http://", "https://")):
@@ -71,7 +99,7 @@ def _load_artifact(spec: str, backend: str | None, threads: int | None, device: 
 
     manifest = read_manifest(spec)
     held = manifest.get("engines", {})
-    backend = backend or manifest["backend"]
+    backend = manifest["backend"] if backend in (None, AUTO) else backend
     if backend not in held:
         raise BackendError(
             f"{spec} holds no {backend} engine; it holds: {', '.join(held) or 'none'}. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -45,13 +44,3 @@ def speed(timings: Mapping[str, float]) -> float:
     """Images a second: the geometric mean over the batch sizes, so that neither decides alone."""
     rates = [1000 * size / max(timings[f"batch_{size}_ms"], 1e-3) for size in BATCHES]
     return float(np.exp(np.mean(np.log(rates))))
-
-
-def peak_memory_mb() -> float | None:
-    """The most memory this process has had at once, in MB (10^6 bytes); None on systems that do not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
