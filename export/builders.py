@@ -7,33 +7,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from digpt.errors import BackendError
+from digpt.model import InferenceModel, TextModel
+from digpt.runtime.aoti import cpu_instructions
 from digpt.runtime.openvino import supports_bf16
-from export import build_onnx
+from digpt.runtime.torch_bf16 import check_compiler
+from digpt.segmentation import Segmenter
+from export import build_aoti, build_onnx
 from export.job import Job
 
 ROLES = ("image", "text", "segment")  # the entries of an engine that name files
 
 
-def _build_onnx(job: Job, directory: Path) -> dict[str, Any]:
-    """The ONNX files, unless an earlier target built them; every engine that reads them states what it is."""
-    entry: dict[str, Any] = {"precision": "fp32", "image": "image.onnx", "text": None, "outputs": list(job.outputs)}
-    segmenter, size = job.model.module.segmenter, job.model.preprocess.size
-    if job.manifest["text"] is not None and job.model.text is not None:
-        entry["text"] = "text.onnx"
-    if segmenter is not None:
-        entry["segment"] = "segment.onnx"
-    if not (directory / entry["image"]).exists():
-        build_onnx.build_image(
-            job.model.module, directory / entry["image"], size=size, outputs=job.outputs, identity=job.identity
-        )
-        if entry["text"] and job.model.text is not None:
-            build_onnx.build_text(job.model.text, directory / entry["text"], identity=job.identity)
+class Graphs(Protocol):
+    """A module that writes the graphs of a model as files of one kind: ``build_onnx``, ``build_aoti``."""
+
+    def build_image(
+        self, module: InferenceModel, path: Path, *, size: int, outputs: tuple[str, ...], identity: str
+    ) -> None: ...
+    def build_text(self, text: TextModel, path: Path, *, identity: str) -> None: ...
+    def build_segmenter(self, segmenter: Segmenter, path: Path, *, identity: str) -> None: ...
+
+
+def _build(graphs: Graphs, suffix: str, job: Job, directory: Path) -> dict[str, Any]:
+    """Write every graph that the model has, unless an earlier target did; float32."""
+    segmenter = job.model.module.segmenter
+    text = job.model.text if job.manifest["text"] is not None else None
+    present = {"image": True, "text": text is not None, "segment": segmenter is not None}
+    files = {role: f"{role}{suffix}" if there else None for role, there in present.items()}
+    image = directory / f"image{suffix}"
+    if not image.exists():
+        size = job.model.preprocess.size
+        graphs.build_image(job.model.module, image, size=size, outputs=job.outputs, identity=job.identity)
+        if text is not None:
+            graphs.build_text(text, directory / f"text{suffix}", identity=job.identity)
         if segmenter is not None:
-            build_onnx.build_segmenter(segmenter, directory / entry["segment"], identity=job.identity)
-    return entry
+            graphs.build_segmenter(segmenter, directory / f"segment{suffix}", identity=job.identity)
+    return {"precision": "fp32", **files, "outputs": list(job.outputs)}
+
+
+def _build_onnx(job: Job, directory: Path) -> dict[str, Any]:
+    return _build(build_onnx, ".onnx", job, directory)
+
+
+def _build_aoti(job: Job, directory: Path) -> dict[str, Any]:
+    """With the instructions that the compiled code may use: a CPU that lacks one must not run it."""
+    return _build(build_aoti, ".pt2", job, directory) | {"cpu": list(cpu_instructions())}
 
 
 def _build_openvino_bf16(job: Job, directory: Path) -> dict[str, Any]:
@@ -45,6 +66,7 @@ BUILDERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
     "onnx": _build_onnx,
     "openvino": _build_onnx,
     "openvino-bf16": _build_openvino_bf16,
+    "aoti": _build_aoti,
 }
 
 
@@ -54,6 +76,8 @@ def check_machine(target: str) -> None:
         raise BackendError(
             "--to openvino-bf16 needs a CPU with bfloat16 instructions (AVX512-BF16, AMX); leave it out."
         )
+    if target == "aoti":
+        check_compiler("--to aoti")
 
 
 def default_targets() -> tuple[str, ...]:

@@ -52,6 +52,12 @@ def _load_openvino(spec: str, backend: str, threads: int | None) -> Runtime:
     return OpenvinoRuntime(Path(spec), backend, threads=threads)
 
 
+def _load_aoti(spec: str, backend: str, threads: int | None) -> Runtime:
+    from digpt.runtime.aoti import AotiRuntime
+
+    return AotiRuntime(Path(spec), backend, threads=threads)
+
+
 AUTO = "auto"  # what was fastest: for an artifact at export, for a model here and now
 MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {
     "torch": _load_torch,
@@ -64,6 +70,7 @@ ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
     "onnx": _load_onnx,
     "openvino": _load_openvino,
     "openvino-bf16": _load_openvino,
+    "aoti": _load_aoti,
 }
 
 

@@ -66,7 +66,7 @@ def check_compiler(what: str) -> None:
     """Raise BackendError when the C++ compiler that Inductor calls is not installed."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise BackendError(f"{what} compiles C++ and found no {compiler}: install g++, or choose another backend.")
+        raise BackendError(f"{what} compiles C++ and found no {compiler}: install g++, or choose something else.")
 
 
 def _compiled(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
