@@ -2,7 +2,8 @@
 
     python -m export bundled --to onnx --output runs/onnx
 
-Exit codes: 0 exported; 1 an engine did not match torch float32 and was not written; 2 the command was refused.
+Exit codes: 0 exported; 1 an engine that was asked for did not match torch float32 and was not written (of those that
+`auto` tries one is enough); 2 the command was refused.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ExportOptions:
     spec: Annotated[str, tyro.conf.Positional] = "bundled"
     """Model: bundled, ckpt.pt, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, an authors' .pth."""
     to: tuple[str, ...] = ("auto",)
-    """Engines to build: onnx, openvino, openvino-bf16; auto: those that this machine runs well."""
+    """Engines: onnx, onnx-int8, openvino, openvino-bf16, aoti; auto: onnx and the openvino ones that run here."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an artifact that is there."""
     images: Path | None = None
@@ -96,6 +97,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
                 "parity": engine.parity.to_dict(),
                 "golden": {"passed": engine.golden.passed, "message": engine.golden.message},
                 "timings": engine.timings,
+                "notes": list(engine.notes),
             }
             for engine in outcome.engines
         },
@@ -109,7 +111,8 @@ def show(outcome: Outcome, output: Path) -> None:
     refused = [engine for engine in outcome.engines if not engine.passed]
     for engine in refused:
         console.print(details(engine, outcome.manifest["name"]))
-        for fault in (*engine.parity.faults, *(() if engine.golden.passed else (engine.golden.message,))):
+        golden = () if engine.golden.passed else (engine.golden.message,)
+        for fault in (*engine.parity.faults, *golden, *engine.notes):
             console.print(f"[red]{fault}[/red]", soft_wrap=True)
     if refused:
         names = ", ".join(engine.target for engine in refused)

@@ -15,8 +15,8 @@ from digpt.runtime.aoti import cpu_instructions
 from digpt.runtime.openvino import supports_bf16
 from digpt.runtime.torch_bf16 import check_compiler
 from digpt.segmentation import Segmenter
-from export import build_aoti, build_onnx
-from export.job import Job
+from export import build_aoti, build_int8, build_onnx
+from export.job import Job, calibration_crops
 
 ROLES = ("image", "text", "segment")  # the entries of an engine that name files
 
@@ -62,8 +62,28 @@ def _build_openvino_bf16(job: Job, directory: Path) -> dict[str, Any]:
     return _build_onnx(job, directory) | {"precision": "bf16"}
 
 
+def _build_int8(job: Job, directory: Path) -> dict[str, Any]:
+    """From the float32 files, which are dropped in the end where no other engine reads them."""
+    entry = _build_onnx(job, directory)
+    crops, apart = calibration_crops(job)
+    for role in ("image", "segment"):
+        if entry[role] is not None:
+            source, entry[role] = directory / entry[role], f"{role}-int8.onnx"
+            build_int8.quantise(source, directory / entry[role], crops, identity=job.identity)
+    calibration = {"images": len(crops), "method": "minmax", "apart_from_parity": apart}
+    return entry | {"precision": "int8", "calibration": calibration}
+
+
+def explain(job: Job, target: str, directory: Path) -> tuple[str, ...]:
+    """What can be said about why ``target`` was refused, its files being still there."""
+    if target != "onnx-int8":
+        return ()
+    return tuple(build_int8.worst_layers(directory / "image.onnx", directory / "image-int8.onnx", job.crops))
+
+
 BUILDERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
     "onnx": _build_onnx,
+    "onnx-int8": _build_int8,
     "openvino": _build_onnx,
     "openvino-bf16": _build_openvino_bf16,
     "aoti": _build_aoti,

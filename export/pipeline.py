@@ -17,11 +17,11 @@ from digpt.errors import ConfigError, near_misses
 from digpt.manifest import MANIFEST_NAME
 from digpt.runtime import load_runtime
 from digpt.runtime.artifact import seal_manifest
-from digpt.runtime.base import Runtime
+from digpt.runtime.base import Runtime, RuntimeInfo
 from digpt.runtime.golden import GoldenReport
 from digpt.runtime.precision import GOLDEN_TOLERANCE
 from digpt.runtime.timing import speed, take_turns, time_engines
-from export.builders import BUILDERS, check_machine, default_targets, engine_files
+from export.builders import BUILDERS, check_machine, default_targets, engine_files, explain
 from export.job import Job, load_job
 from export.parity import ParityReport, measure
 
@@ -30,12 +30,16 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class EngineOutcome:
-    """What became of one target. ``golden`` is the comparison that a server makes at every start."""
+    """What became of one target. ``golden`` is the comparison that a server makes at every start.
+
+    ``notes`` are sentences that help to see why it was refused.
+    """
 
     target: str
     parity: ParityReport
     golden: GoldenReport
     timings: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -124,6 +128,7 @@ def run(
             text=text,
             patch_tokens=patch_tokens,
         )
+        shared = set(partial.iterdir())
         candidates = []
         for target in targets:
             candidates.append(_candidate(job, target, partial, progress))
@@ -133,6 +138,9 @@ def run(
         job.manifest["peak_memory_mb"] = peak_memory_mb()
         if not kept:
             return Outcome(None, job.manifest, outcomes, asked)
+        shared |= {path for entry in job.manifest["engines"].values() for path in engine_files(partial, entry)}
+        for path in set(partial.iterdir()) - shared:
+            path.unlink()  # of refused engines, and what others were made from
         fastest = max(kept, key=lambda outcome: speed(outcome.timings))
         chosen = {"backend": fastest.target, "precision": fastest.parity.precision}
         manifest = seal_manifest(partial, {**job.manifest, **chosen})
@@ -172,30 +180,28 @@ def _decide(
             timings[name]["segment_batch_1_ms"] = value
     outcomes = []
     for candidate in candidates:
-        target, info = candidate.target, candidate.runtime.info
-        outcome = EngineOutcome(target, candidate.parity, candidate.golden, {**candidate.seconds, **timings[target]})
-        outcomes.append(outcome)
-        figures = {
-            "parity": outcome.parity.to_dict(),
-            "timings": outcome.timings,
-            "versions": dict(info.versions),
-            "providers": list(info.providers),
-        }
-        if outcome.passed:
+        target, passed = candidate.target, candidate.parity.passed and candidate.golden.passed
+        notes = () if passed else explain(job, target, directory)
+        times = {**candidate.seconds, **timings[target]}
+        outcomes.append(EngineOutcome(target, candidate.parity, candidate.golden, times, notes))
+        figures = _figures(outcomes[-1], candidate.runtime.info)
+        if passed:
             job.manifest["engines"][target] = {**candidate.entry, **figures}
         else:
-            golden = {"passed": outcome.golden.passed, "message": outcome.golden.message}
-            job.manifest["refused"][target] = {"precision": info.precision, **figures, "golden": golden}
-    _drop_files(candidates, set(job.manifest["engines"]), directory)
+            golden = {"passed": candidate.golden.passed, "message": candidate.golden.message}
+            entry = {"precision": candidate.entry["precision"], **figures, "golden": golden, "notes": list(notes)}
+            job.manifest["refused"][target] = entry
     return tuple(outcomes)
 
 
-def _drop_files(candidates: Sequence[_Candidate], kept: set[str], directory: Path) -> None:
-    """Delete the files of refused engines that no kept engine reads."""
-    files = {candidate.target: engine_files(directory, candidate.entry) for candidate in candidates}
-    needed = {path for target in kept for path in files[target]}
-    for path in set().union(*files.values()) - needed:
-        path.unlink()
+def _figures(outcome: EngineOutcome, info: RuntimeInfo) -> dict[str, Any]:
+    """What the manifest records about an engine, whether or not it passed."""
+    return {
+        "parity": outcome.parity.to_dict(),
+        "timings": outcome.timings,
+        "versions": dict(info.versions),
+        "providers": list(info.providers),
+    }
 
 
 def peak_memory_mb() -> float | None:

@@ -31,7 +31,7 @@ OWNERS = {
     "torch.onnx": ("export/",),
     "torch_tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
     "tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
-    "onnxruntime": ("digpt/runtime/onnx.py",),
+    "onnxruntime": ("digpt/runtime/onnx.py", "export/build_int8.py"),
     "openvino": ("digpt/runtime/openvino.py",),
     "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),

@@ -68,6 +68,7 @@ MODEL_BACKENDS: dict[str, Callable[[str, int | None, str], Runtime]] = {
 # A name stands for a library and a precision; the loader is given it, since one file may run several.
 ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
     "onnx": _load_onnx,
+    "onnx-int8": _load_onnx,
     "openvino": _load_openvino,
     "openvino-bf16": _load_openvino,
     "aoti": _load_aoti,
