@@ -77,8 +77,22 @@ def worst_layers(source: Path, quantised: Path, crops: np.ndarray) -> list[str]:
             activations.append(debug.collect_activations(str(augmented), _reader(crops[:EXPLAINED_IMAGES])))
     errors = debug.compute_activation_error(debug.create_activation_matching(activations[1], activations[0]))
     ratios = {name: float(error["xmodel_err"]) for name, error in errors.items() if "xmodel_err" in error}
+    places = _places(source)
     worst = sorted(ratios, key=lambda name: ratios[name])[:WORST]
-    return [f"int8 is far from float32 at {name}: {ratios[name]:.1f} dB" for name in worst]
+    return [f"int8 is far from float32 at {name}{places.get(name, '')}: {ratios[name]:.1f} dB" for name in worst]
+
+
+def _places(path: Path) -> dict[str, str]:
+    """For each value of a graph the last weight before it that has the model's own name: where in the model it is."""
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    places: dict[str, str] = {}
+    place = ""
+    for node in graph.node:
+        named = [name for name in node.input if name in weights and "." in name]
+        place = f", near {named[-1]}" if named else place
+        places |= dict.fromkeys(node.output, place)
+    return places
 
 
 def _reader(crops: np.ndarray) -> Any:

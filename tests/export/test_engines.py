@@ -196,6 +196,7 @@ def test_a_wrong_int8_engine_is_refused_with_the_layers_that_suffer(
     assert engine["parity"]["cosine_min"] < 0.9 and len(engine["notes"]) == build_int8.WORST
     decibels = [float(note.rsplit(" ", 2)[1]) for note in engine["notes"]]
     assert decibels == sorted(decibels) and decibels[0] < 5
+    assert any(", near model.encoder." in note for note in engine["notes"])
     assert list(tmp_path.iterdir()) == []
 
 
