@@ -43,6 +43,7 @@ class ClassMatrixCache:
     The key is the content: labels, templates, the model's fingerprint, and the backend and precision that computed
     them. A file that is missing, damaged or of another key is computed anew and replaced. Where nothing can be
     written, matrices are computed every time and a warning is logged. Several processes may share a directory.
+    Of a running server nothing is kept or taken: its own text tower is measured, and need not be believed later.
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
@@ -58,12 +59,14 @@ class ClassMatrixCache:
             InputError: no labels, a template without ``{}``, or a prompt too long.
         """
         unique = list(dict.fromkeys(_strings("labels", labels)))
+        row_of = {name: row for row, name in enumerate(unique)}
+        if engine.info.remote:
+            return engine.class_matrix(unique, templates)[[row_of[name] for name in labels]]
         path = self.path(engine, unique, _strings("templates", templates))
         rows = _read(path, (len(unique), engine.info.dim))
         if rows is None:
             rows = engine.class_matrix(unique, templates)
             _write(path, rows)
-        row_of = {name: row for row, name in enumerate(unique)}
         return rows[[row_of[name] for name in labels]]
 
     def path(self, engine: Engine, labels: Sequence[str], templates: Sequence[str]) -> Path:

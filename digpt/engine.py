@@ -66,9 +66,10 @@ class Engine:
         threads: int | None = None,
         limits: DecodeLimits | None = None,
         device: str = "cpu",
+        image_size: int | None = None,
     ) -> Engine:
         """Load a checkpoint, an artifact directory, ``timm:NAME`` or ``open_clip:NAME/TAG`` (see ``load_runtime``)."""
-        return cls(load_runtime(spec, backend, threads=threads, device=device), limits=limits)
+        return cls(load_runtime(spec, backend, threads=threads, device=device, image_size=image_size), limits=limits)
 
     @property
     def info(self) -> RuntimeInfo:

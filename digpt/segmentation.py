@@ -101,7 +101,7 @@ def _outline(encoder_config: Mapping[str, Any]) -> VisionTransformer:
     with torch.device("meta"):
         encoder = timm.create_model(**encoder_config)
     if not isinstance(encoder, VisionTransformer):
-        raise ConfigError(f"{encoder_config['model_name']!r} is no plain ViT of timm, which UperNet here needs.")
+        raise ConfigError(f"{encoder_config['model_name']!r} is no plain ViT of timm, as is needed here.")
     return encoder
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from digpt.artifact import FORMAT, Checkpoint, load_document, read_checkpoint
 from digpt.errors import CheckpointError
 from digpt.preprocess import Preprocess
-from digpt.sources import Model, model_from_checkpoint
 
 _DECODER_PREFIXES = ("ar_", "kd_", "decoder_", "mask")
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # ViT-Ti, S, B, L, H
@@ -32,16 +31,16 @@ _IMAGENET_SUBSETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load_authors(spec: str, path: Path) -> Model:
-    """Load a released ``.pth``; ``argparse.Namespace`` is the only Python type that is unpickled.
+def read_authors(path: Path) -> Checkpoint:
+    """Read a released ``.pth``; ``argparse.Namespace`` is the only Python type that is unpickled.
 
     Raises:
         CheckpointError: not their layout, damaged, or a width whose number of heads is unknown.
     """
     document = load_document(path, allowed=(argparse.Namespace,))
     if isinstance(document, dict) and document.get("format") == FORMAT:
-        return model_from_checkpoint(read_checkpoint(path), spec=spec)
-    return model_from_checkpoint(authors_checkpoint(document, path), spec=spec)
+        return read_checkpoint(path)
+    return authors_checkpoint(document, path)
 
 
 def authors_checkpoint(document: Any, path: Path) -> Checkpoint:

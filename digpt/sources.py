@@ -12,14 +12,15 @@ An artifact directory is a runtime: ``digpt.runtime.load_runtime`` takes that to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from digpt.artifact import Checkpoint, read_checkpoint
-from digpt.errors import CheckpointError, SpecError, near_misses
+from digpt.errors import CheckpointError, ConfigError, SpecError, near_misses
 from digpt.model import InferenceModel, TextModel, build_from_config
 from digpt.preprocess import Preprocess
+from digpt.runtime.base import URLS
 
 BUNDLED = Path(__file__).resolve().parent / "bundled" / "emoji-tiny"
 BUNDLED_FILES = {"bundled": "ckpt.pt", "bundled-teacher": "teacher.pt", "bundled-early-teacher": "early_teacher.pt"}
@@ -52,11 +53,13 @@ class Model:
 def load_model(spec: str, *, image_size: int | None = None) -> Model:
     """Load any model spec (see the module's docstring) in float32 on the CPU.
 
-    ``image_size`` rebuilds timm and open_clip models for another input side, by their libraries' own means.
+    ``image_size`` rebuilds timm and open_clip models for another input side, by their libraries' own means; of a
+    checkpoint the position table is interpolated, see ``at_image_size``.
 
     Raises:
         SpecError: nothing known is named; the message names what is close, or says what to do.
         CheckpointError: a file that is missing, damaged, foreign or too new.
+        ConfigError: the model does not take images of that size.
     """
     family, colon, rest = spec.partition(":")
     if colon and family == "timm":
@@ -67,24 +70,54 @@ def load_model(spec: str, *, image_size: int | None = None) -> Model:
         from digpt.source_open_clip import load_open_clip
 
         return load_open_clip(spec, rest, image_size)
-    if image_size is not None:
-        raise SpecError(f"{spec} has a fixed input size; only timm: and open_clip: models take another one.")
-    path = _checkpoint_path(spec)
+    path = checkpoint_path(spec)
     if path.suffix == ".pth":
-        from digpt.source_authors import load_authors
+        from digpt.source_authors import read_authors
 
-        return load_authors(spec, path)
-    return model_from_checkpoint(read_checkpoint(path), spec=spec)
+        checkpoint = read_authors(path)
+    else:
+        checkpoint = read_checkpoint(path)
+    if image_size is not None:
+        checkpoint = at_image_size(checkpoint, image_size, spec)
+    return model_from_checkpoint(checkpoint, spec=spec)
 
 
-def _checkpoint_path(spec: str) -> Path:
+def at_image_size(checkpoint: Checkpoint, size: int, spec: str = "checkpoint") -> Checkpoint:
+    """The same model for crops of ``size`` pixels a side: another preprocessing, position table and fingerprint.
+
+    What was resized is its parent in the provenance. At its own size a checkpoint is returned as it is.
+
+    Raises:
+        ConfigError: a size that is no multiple of the patch, an encoder that is no plain ViT, or a segmenter.
+    """
+    config, own = checkpoint.config, Preprocess.from_dict(checkpoint.config["preprocess"])
+    if size == own.size:
+        return checkpoint
+    segmenter = (config["head"] or {}).get("type") == "upernet"
+    if segmenter or config["architecture"] != "timm":
+        what = "a segmenter, which looks through windows of its crop" if segmenter else "no ViT of timm"
+        raise ConfigError(f"{spec} is {what}, so it takes no other image size than its own, {own.size}.")
+    from digpt.segmentation import at_image_size as resized
+
+    encoder, weights = resized(config["encoder"], checkpoint.weights["encoder"], size)
+    return Checkpoint(
+        {**config, "encoder": encoder, "preprocess": replace(own, size=size).to_dict()},
+        {**checkpoint.weights, "encoder": weights},
+        {
+            "command": f"--image-size {size}",
+            "parents": [{"role": model_name(spec), "fingerprint": checkpoint.fingerprint, **checkpoint.provenance}],
+        },
+    )
+
+
+def checkpoint_path(spec: str) -> Path:
     """The file of a spec without a library prefix."""
     if spec in BUNDLED_FILES:
         path = BUNDLED / BUNDLED_FILES[spec]
         if not path.is_file():
             raise SpecError(f"The bundled checkpoint {path} is missing; restore it with git checkout -- {path}.")
         return path
-    if spec.startswith(("http://", "https://")):
+    if spec.startswith(URLS):
         raise SpecError(f"{spec} is a running server, not weights; only a runtime can use it.")
     path = Path(spec)
     if (path / "manifest.json").is_file():

@@ -33,7 +33,7 @@ class EvaluateOptions:
     """Options of every evaluation."""
 
     spec: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")] = "bundled"
-    """Model: bundled, ckpt.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE."""
+    """Model: bundled, ckpt.pt, an artifact directory, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, http://HOST:PORT."""
     output: Path | None = None
     """Directory for results.json and the store of answers, where the same command continues (default: keep nothing)."""
     data_root: Path | None = None
@@ -50,6 +50,8 @@ class EvaluateOptions:
     """Of the torch backend: auto (a GPU where there is one), cpu, cuda, cuda:1."""
     threads: int | None = None
     """CPU threads (default: the backend's choice)."""
+    image_size: int | None = None
+    """Side of the crops in pixels, another than the model's own: the position table is interpolated."""
     batch_size: int | None = None
     """Images per forward pass (default: found by doubling while that is faster and fits)."""
     seed: int = 0
@@ -140,7 +142,13 @@ def _execute(
 
 def load_engine(options: EvaluateOptions) -> Engine:
     """The model, with its preprocessing changed where the options say so."""
-    engine = Engine.load(options.spec, options.backend, threads=options.threads, device=options.device)
+    engine = Engine.load(
+        options.spec,
+        options.backend,
+        threads=options.threads,
+        device=options.device,
+        image_size=options.image_size,
+    )
     changes = {name: getattr(options, name, None) for name in ("resize", "crop_pct", "interpolation")}
     given = {name: value for name, value in changes.items() if value is not None}
     if given:

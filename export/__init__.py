@@ -8,5 +8,7 @@
 | build_onnx.py | the ONNX files |
 | tokenizer.py | the model's tokenizer as one torch-free file |
 | parity.py | the figures and thresholds that decide |
+| card.py | model cards: ``python -m export.card`` |
+| push.py | to a folder or a hub: ``python -m export.push`` |
 | images.py | the real images the figures come from |
 """

@@ -2,7 +2,8 @@
 
     python -m export bundled --to onnx --output runs/onnx
 
-Exit codes: 0 exported; 1 an engine did not match torch float32 and was not written; 2 the command was refused.
+Exit codes: 0 exported; 1 an engine that was asked for did not match torch float32 and was not written (of those that
+`auto` tries one is enough); 2 the command was refused.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from digpt.errors import ConfigError, DigptError
-from export.parity import ParityReport
-from export.pipeline import EngineOutcome, Outcome, run
+from export.pipeline import Outcome, run
+from export.tables import details, summary
 
-TABLE_WIDTH = 100  # where the output is no terminal
+TABLE_WIDTH = 120  # where the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ExportOptions:
     """The artifact directory to write."""
     spec: Annotated[str, tyro.conf.Positional] = "bundled"
     """Model: bundled, ckpt.pt, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, an authors' .pth."""
-    to: tuple[str, ...] = ("onnx",)
-    """Engines to build; available: onnx."""
+    to: tuple[str, ...] = ("auto",)
+    """Engines: onnx, onnx-int8, openvino, openvino-bf16, aoti; auto: onnx and the openvino ones that run here."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an artifact that is there."""
     images: Path | None = None
@@ -46,6 +46,8 @@ class ExportOptions:
     """Export the text tower, where there is one."""
     patch_tokens: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add the patch tokens [B,N,C] as an output."""
+    image_size: int | None = None
+    """Side of the crops in pixels, another than the model's own: the position table is interpolated."""
     threads: int | None = None
     """CPU threads while measuring (default: the backends' choice)."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 parity_images=options.parity_images,
                 text=options.text,
                 patch_tokens=options.patch_tokens,
+                image_size=options.image_size,
                 progress=lambda line: log.print(f"[dim]{line}[/dim]"),
             )
     except DigptError as error:
@@ -88,13 +91,16 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "output": None if outcome.directory is None else str(outcome.directory),
         "name": outcome.manifest["name"],
         "fingerprint": outcome.manifest["fingerprint"],
+        "backend": outcome.manifest["backend"],
         "passed": outcome.passed,
+        "peak_memory_mb": outcome.manifest["peak_memory_mb"],
         "engines": {
             engine.target: {
                 "passed": engine.passed,
                 "parity": engine.parity.to_dict(),
                 "golden": {"passed": engine.golden.passed, "message": engine.golden.message},
                 "timings": engine.timings,
+                "notes": list(engine.notes),
             }
             for engine in outcome.engines
         },
@@ -102,59 +108,25 @@ def document(outcome: Outcome) -> dict[str, Any]:
 
 
 def show(outcome: Outcome, output: Path) -> None:
-    """Print one table per engine, then what was written and what to type next."""
+    """Print one table of all engines, what is wrong with those that fail, and what to type next."""
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
-    for engine in outcome.engines:
-        console.print(table(engine, outcome.manifest["name"]))
-        for fault in (*engine.parity.faults, *(() if engine.golden.passed else (engine.golden.message,))):
+    console.print(summary(outcome))
+    refused = [engine for engine in outcome.engines if not engine.passed]
+    for engine in refused:
+        console.print(details(engine, outcome.manifest["name"]))
+        golden = () if engine.golden.passed else (engine.golden.message,)
+        for fault in (*engine.parity.faults, *golden, *engine.notes):
             console.print(f"[red]{fault}[/red]", soft_wrap=True)
-    failed = [engine.target for engine in outcome.engines if not engine.passed]
-    if failed:
-        console.print(f"not written, because it does not match torch float32: {', '.join(failed)}", soft_wrap=True)
+    if refused:
+        names = ", ".join(engine.target for engine in refused)
+        console.print(f"not written, because it does not match torch float32: {names}", soft_wrap=True)
+    if memory := outcome.manifest["peak_memory_mb"]:
+        console.print(f"peak memory {memory:,.0f} MB")
     if outcome.directory is not None:
         evaluation = "segmentation" if outcome.manifest["head"] == "upernet" else "robustness"
-        console.print(f"written to {output}; next:\n  python -m evaluate.{evaluation} {output}", soft_wrap=True)
+        console.print(f"written to {output}, runs on {outcome.manifest['backend']}; next:", soft_wrap=True)
+        console.print(f"  python -m evaluate.{evaluation} {output}", soft_wrap=True)
         console.print(f"  python -m serve --model {output}", soft_wrap=True)
-
-
-def table(engine: EngineOutcome, name: str) -> Table:
-    """The figures of one engine beside their thresholds."""
-    parity = engine.parity
-    result = Table(title=f"{name} on {engine.target} {parity.precision} against torch fp32, {parity.images} images")
-    for column in ("figure", "measured", "needed"):
-        result.add_column(column, justify="left" if column == "figure" else "right")
-    for row in rows(parity):
-        result.add_row(*row)
-    for key, value in engine.timings.items():
-        what, _, unit = key.rpartition("_")
-        result.add_row(what.replace("_", " "), f"{value:.2f} {unit}", "")
-    return result
-
-
-def rows(parity: ParityReport) -> list[tuple[str, str, str]]:
-    """(figure, measured, needed) for everything that this model has."""
-    bounds = parity.thresholds
-    cosines = [
-        ("cosine, median", parity.cosine_median, bounds.cosine_median),
-        ("cosine, minimum", parity.cosine_min, bounds.cosine_min),
-        *((f"cosine, batch of {n}", cosine, bounds.cosine_min) for n, cosine in parity.batch_sizes.items()),
-        ("text cosine, minimum", parity.text_cosine_min, bounds.cosine_min),
-    ]
-    # Of a good engine only the distance from 1 says anything.
-    shown = [(name, f"1 - {1 - value:.1e}", f">= {bound}") for name, value, bound in cosines if value is not None]
-    if parity.agreement is not None:
-        figure = f"top-1 agreement among {parity.classes} labels"
-        shown.append((figure, f"{parity.agreement:.2%}", f">= {bounds.agreement:.1%}"))
-    if parity.pixel_agreement is not None:
-        figure = f"pixel agreement among {parity.classes} classes"
-        shown.append((figure, f"{parity.pixel_agreement:.3%}", f">= {bounds.agreement:.1%}"))
-    errors = [
-        ("embedding, largest error", parity.max_abs_error),
-        ("logits, largest error", parity.logits_max_abs_error),
-        ("patch tokens, largest error", parity.patch_tokens_max_abs_error),
-        ("pixel logits, largest error", parity.pixel_logits_max_abs_error),
-    ]
-    return shown + [(name, f"{value:.1e}", "") for name, value in errors if value is not None]
 
 
 if __name__ == "__main__":

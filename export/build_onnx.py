@@ -21,7 +21,7 @@ from onnx_ir.passes.common import (
 from torch import Tensor, nn
 
 from digpt.model import InferenceModel, TextModel
-from digpt.runtime.onnx import IDENTITY_KEY
+from digpt.runtime.graph import IDENTITY_KEY
 from digpt.segmentation import Segmenter
 
 OPSET = 20

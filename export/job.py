@@ -26,6 +26,9 @@ GOLDEN_IMAGES = 16
 GOLDEN_SEGMENTED = 2  # of the golden images, whose logits at every few pixels are kept
 GOLDEN_PIXELS = 32  # pixels a side whose logits are kept: all of 150 classes at 512 x 512 would be 157 MB an image
 GOLDEN_FILES_LIMIT = 4 * 2**20  # bytes of encoded golden images; beyond it only their crops are kept
+CALIBRATION_IMAGES = 64  # from which int8 learns the range of its activations
+CALIBRATION_LEAST = 16
+EVERY = 10**9  # more images than there are
 FOREIGN_LABELS = 256  # of the bundled names, for models that have no labels of their own
 PACKAGES = ("digpt", "torch", "timm", "open_clip_torch", "onnx", "onnxscript", "numpy", "pillow", "tokenizers")
 
@@ -41,6 +44,7 @@ class Job:
     labels: tuple[str, ...]
     outputs: tuple[str, ...]
     threads: int | None
+    images: Path | None
 
     @property
     def identity(self) -> str:
@@ -56,6 +60,7 @@ def load_job(
     parity_images: int,
     text: bool,
     patch_tokens: bool,
+    image_size: int | None = None,
 ) -> Job:
     """Load the model, its images and torch float32's answers; write ``golden.npz`` and the tokenizer to ``directory``.
 
@@ -63,7 +68,7 @@ def load_job(
         SpecError, CheckpointError, DataError: the model or the images cannot be read.
         BackendError: the model's tokenizer cannot be exported.
     """
-    model = load_model(spec)
+    model = load_model(spec, image_size=image_size)
     if not text:
         model = replace(model, text=None)
     reference = TorchRuntime(model, threads=threads)
@@ -72,7 +77,25 @@ def load_job(
     labels = tuple(model.labels or (evenly(bundled_names(), FOREIGN_LABELS) if model.text else ()))
     manifest = _manifest(model, directory, labels)  # first: it refuses tokenizers that cannot be exported
     write_golden(directory / GOLDEN_FILE, _golden(reference, crops, encoded, labels))
-    return Job(model, reference, manifest, crops, labels, _outputs(model, patch_tokens), threads)
+    return Job(model, reference, manifest, crops, labels, _outputs(model, patch_tokens), threads, images)
+
+
+def calibration_crops(job: Job) -> tuple[np.ndarray, bool]:
+    """Up to CALIBRATION_IMAGES crops uint8 ``[n,H,W,3]`` of real images, and whether parity is measured on others.
+
+    They are of the kind that parity is measured on, and the same only where a folder holds no others.
+    """
+    if job.images is None:
+        compared = set(bundled_images(len(job.crops)))
+        others = [(f"bundled image {i}", data) for i, data in enumerate(bundled_images(EVERY)) if data not in compared]
+        chosen = evenly(others, CALIBRATION_IMAGES)
+    else:
+        used = set(folder_images(job.images, len(job.crops)))
+        files = [file for file in folder_images(job.images, EVERY) if file not in used]
+        chosen = [(str(file), file.read_bytes()) for file in evenly(files, CALIBRATION_IMAGES)]
+    if len(chosen) < CALIBRATION_LEAST:
+        return job.crops[:CALIBRATION_IMAGES], False
+    return np.stack([_crop(job.model, name, data) for name, data in chosen]), True
 
 
 def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str, Any]:
@@ -100,6 +123,7 @@ def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str,
         "text": text,
         "abstain_threshold": None,
         "engines": {},
+        "refused": {},
         "golden": {"file": GOLDEN_FILE, "images": GOLDEN_IMAGES, "reference": "torch fp32"},
         "versions": {"python": platform.python_version(), **_versions()},
     }

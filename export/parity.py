@@ -18,23 +18,9 @@ import numpy as np
 from digpt.engine import Engine
 from digpt.runtime.base import Runtime
 from digpt.runtime.golden import row_cosine
+from digpt.runtime.precision import THRESHOLDS, Thresholds
 
 BATCH_SIZES = (1, 2, 3, 7, 64)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What an engine must reach; fractions. Cosines are per image (and per text), agreement is of the top-1
-    label, and of the best class of every pixel."""
-
-    cosine_median: float
-    cosine_min: float
-    agreement: float
-
-
-# Golden images are compared with these bounds at every start, possibly on another CPU than the exporting one.
-GOLDEN_TOLERANCE = {"fp32": {"cosine": 0.99999, "relative_error": 1e-3}}
-THRESHOLDS = {"fp32": Thresholds(cosine_median=0.99999, cosine_min=0.99999, agreement=0.999)}
 
 
 @dataclass(frozen=True)

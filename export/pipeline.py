@@ -1,37 +1,45 @@
-"""From a model to an artifact directory: build each engine, measure it, keep what passes, rename into place."""
+"""From a model to an artifact directory: build the engines, measure them, keep what passes, rename into place."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from digpt.engine import Engine
 from digpt.errors import ConfigError, near_misses
 from digpt.manifest import MANIFEST_NAME
 from digpt.runtime import load_runtime
 from digpt.runtime.artifact import seal_manifest
+from digpt.runtime.base import Runtime, RuntimeInfo
 from digpt.runtime.golden import GoldenReport
-from export import build_onnx
+from digpt.runtime.precision import GOLDEN_TOLERANCE
+from digpt.runtime.timing import speed, take_turns, time_engines
+from export.builders import BUILDERS, check_machine, default_targets, engine_files, explain
 from export.job import Job, load_job
-from export.parity import GOLDEN_TOLERANCE, ParityReport, measure
+from export.parity import ParityReport, measure
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class EngineOutcome:
-    """What became of one target. ``golden`` is the comparison that a server makes at every start."""
+    """What became of one target. ``golden`` is the comparison that a server makes at every start.
+
+    ``notes`` are sentences that help to see why it was refused.
+    """
 
     target: str
     parity: ParityReport
     golden: GoldenReport
     timings: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -40,49 +48,51 @@ class EngineOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an export did; ``directory`` is None when no engine passed and so nothing was written."""
+    """What an export did; ``directory`` is None when no engine passed and so nothing was written.
+
+    ``asked`` are the targets that were named; of those that ``auto`` tried, one that passes is enough.
+    """
 
     directory: Path | None
     manifest: dict[str, Any]
     engines: tuple[EngineOutcome, ...]
+    asked: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        return all(engine.passed for engine in self.engines)
+        return self.directory is not None and all(e.passed for e in self.engines if e.target in self.asked)
 
 
-def _build_onnx(job: Job, directory: Path) -> dict[str, Any]:
-    entry: dict[str, Any] = {"precision": "fp32", "image": "image.onnx", "text": None, "outputs": list(job.outputs)}
-    segmenter, size = job.model.module.segmenter, job.model.preprocess.size
-    build_onnx.build_image(
-        job.model.module, directory / entry["image"], size=size, outputs=job.outputs, identity=job.identity
-    )
-    if job.manifest["text"] is not None and job.model.text is not None:
-        entry["text"] = "text.onnx"
-        build_onnx.build_text(job.model.text, directory / entry["text"], identity=job.identity)
-    if segmenter is not None:
-        entry["segment"] = "segment.onnx"
-        build_onnx.build_segmenter(segmenter, directory / entry["segment"], identity=job.identity)
-    return entry
+@dataclass(frozen=True)
+class _Candidate:
+    """An engine that is built, loaded and measured, and not yet kept or dropped."""
 
-
-# target -> writes the engine's files and returns its manifest entry: precision, image, text, outputs (and segment)
-BUILDERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {"onnx": _build_onnx}
+    target: str
+    entry: dict[str, Any]
+    runtime: Runtime
+    parity: ParityReport
+    golden: GoldenReport
+    seconds: dict[str, float]
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
-    """Return ``targets`` without repeats.
+    """Return ``targets`` without repeats, ``auto`` replaced by what this machine can run.
 
     Raises:
         ConfigError: none, or one that is not available; the message lists those that are.
+        BackendError: one that this machine cannot build or run.
     """
+    known = (AUTO, *BUILDERS)
     for target in targets:
-        if target not in BUILDERS:
-            close = near_misses(target, BUILDERS)
-            raise ConfigError(f"--to {target}: no such target; available: {', '.join(BUILDERS)}.{close}")
+        if target not in known:
+            close = near_misses(target, known)
+            raise ConfigError(f"--to {target}: no such target; available: {', '.join(known)}.{close}")
     if not targets:
-        raise ConfigError(f"--to names no target; available: {', '.join(BUILDERS)}.")
-    return tuple(dict.fromkeys(targets))
+        raise ConfigError(f"--to names no target; available: {', '.join(known)}.")
+    expanded = [name for target in targets for name in (default_targets() if target == AUTO else (target,))]
+    for target in dict.fromkeys(expanded):
+        check_machine(target)
+    return tuple(dict.fromkeys(expanded))
 
 
 def run(
@@ -96,6 +106,7 @@ def run(
     parity_images: int = 256,
     text: bool = True,
     patch_tokens: bool = False,
+    image_size: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Export ``spec`` to every target; see ``export.__main__`` for the arguments.
@@ -103,10 +114,11 @@ def run(
     Raises:
         ConfigError: unknown target, or an output that exists and may not be overwritten.
         SpecError, CheckpointError, DataError: the model or the images cannot be read.
+        BackendError: an engine cannot be built or run on this machine.
     """
-    targets = check_targets(targets)
+    asked, targets = tuple(targets), check_targets(targets)
     check_output(output, overwrite)
-    with _directory_beside(output) as partial:
+    with directory_beside(output) as partial, ExitStack() as loaded:
         progress(f"loading {spec}")
         job = load_job(
             spec,
@@ -116,61 +128,92 @@ def run(
             parity_images=parity_images,
             text=text,
             patch_tokens=patch_tokens,
+            image_size=image_size,
         )
-        outcomes = tuple(_export_one(job, target, partial, progress) for target in targets)
-        kept = [outcome.target for outcome in outcomes if outcome.passed]
+        shared = set(partial.iterdir())
+        candidates = []
+        for target in targets:
+            candidates.append(_candidate(job, target, partial, progress))
+            loaded.callback(candidates[-1].runtime.close)
+        outcomes = _decide(job, candidates, partial, progress)
+        kept = [outcome for outcome in outcomes if outcome.passed]
+        job.manifest["peak_memory_mb"] = peak_memory_mb()
         if not kept:
-            return Outcome(None, job.manifest, outcomes)
-        chosen = {"backend": kept[0], "precision": job.manifest["engines"][kept[0]]["precision"]}
+            return Outcome(None, job.manifest, outcomes, asked)
+        shared |= {path for entry in job.manifest["engines"].values() for path in engine_files(partial, entry)}
+        for path in set(partial.iterdir()) - shared:
+            path.unlink()  # of refused engines, and what others were made from
+        fastest = max(kept, key=lambda outcome: speed(outcome.timings))
+        chosen = {"backend": fastest.target, "precision": fastest.parity.precision}
         manifest = seal_manifest(partial, {**job.manifest, **chosen})
-        _rename_into_place(partial, output)
-    return Outcome(output, manifest, outcomes)
+        rename_into_place(partial, output)
+    return Outcome(output, manifest, outcomes, asked)
 
 
-def _export_one(job: Job, target: str, directory: Path, progress: Callable[[str], None]) -> EngineOutcome:
-    """Build and measure one engine; its files and manifest entry stay only if it passes."""
+def _candidate(job: Job, target: str, directory: Path, progress: Callable[[str], None]) -> _Candidate:
+    """Build, load and measure one engine."""
     progress(f"building {target}")
-    before = set(directory.iterdir())
     started = time.perf_counter()
     entry = BUILDERS[target](job, directory)
-    tolerance = GOLDEN_TOLERANCE[entry["precision"]]
-    job.manifest["engines"][target] = {**entry, "tolerance": tolerance}
+    entry = {**entry, "tolerance": GOLDEN_TOLERANCE[entry["precision"]]}
     built = time.perf_counter()
-    seal_manifest(directory, {**job.manifest, "backend": target, "precision": entry["precision"]})
-    candidate = load_runtime(str(directory), target, threads=job.threads)
-    loaded = time.perf_counter()
+    # For the runtime to open: the manifest as it would be if this engine were the only one.
+    alone = {"engines": {target: entry}, "backend": target, "precision": entry["precision"]}
+    seal_manifest(directory, {**job.manifest, **alone})
+    runtime = load_runtime(str(directory), target, threads=job.threads)
+    seconds = {"build_s": round(built - started, 3), "load_s": round(time.perf_counter() - built, 3)}
     progress(f"measuring {target} on {len(job.crops)} images")
     try:
-        parity = measure(job.reference, candidate, job.crops, job.labels, entry["precision"])
-        golden = Engine(candidate).verify_golden()
-        timings = {"build_s": round(built - started, 3), "load_s": round(loaded - built, 3)}
-        timings |= {f"batch_{size}_ms": _batch_ms(candidate.embed, job.crops, size) for size in (1, 16)}
-        if candidate.info.head == "upernet":
-            timings["segment_batch_1_ms"] = _batch_ms(candidate.pixel_logits, job.crops, 1)
-        versions = dict(candidate.info.versions)
-    finally:
-        candidate.close()
-    outcome = EngineOutcome(target, parity, golden, timings)
-    if outcome.passed:
-        figures = {"parity": parity.to_dict(), "timings": timings, "versions": versions}
-        job.manifest["engines"][target] |= {**figures, "providers": list(candidate.info.providers)}
-    else:
-        del job.manifest["engines"][target]
-        for path in set(directory.iterdir()) - before:
-            path.unlink()
-    return outcome
+        parity = measure(job.reference, runtime, job.crops, job.labels, entry["precision"])
+        return _Candidate(target, entry, runtime, parity, Engine(runtime).verify_golden(), seconds)
+    except BaseException:
+        runtime.close()
+        raise
 
 
-def _batch_ms(compute: Callable[[np.ndarray], np.ndarray], crops: np.ndarray, size: int) -> float:
-    """Median milliseconds of one batch, over at most 20 runs and half a second; the first run warms up."""
-    batch = crops[np.arange(size) % len(crops)]
-    compute(batch)
-    times: list[float] = []
-    while len(times) < 20 and sum(times) < 0.5:
-        started = time.perf_counter()
-        compute(batch)
-        times.append(time.perf_counter() - started)
-    return round(1000 * float(np.median(times)), 3)
+def _decide(
+    job: Job, candidates: Sequence[_Candidate], directory: Path, progress: Callable[[str], None]
+) -> tuple[EngineOutcome, ...]:
+    """Time all engines in turns; enter those that pass into the manifest, and the figures of the others as refused."""
+    progress(f"timing {', '.join(candidate.target for candidate in candidates)}, in turns")
+    timings = time_engines({c.target: c.runtime.embed for c in candidates}, job.crops)
+    if job.reference.info.head == "upernet":
+        for name, value in take_turns({c.target: c.runtime.pixel_logits for c in candidates}, job.crops[:1]).items():
+            timings[name]["segment_batch_1_ms"] = value
+    outcomes = []
+    for candidate in candidates:
+        target, passed = candidate.target, candidate.parity.passed and candidate.golden.passed
+        notes = () if passed else explain(job, target, directory)
+        times = {**candidate.seconds, **timings[target]}
+        outcomes.append(EngineOutcome(target, candidate.parity, candidate.golden, times, notes))
+        figures = _figures(outcomes[-1], candidate.runtime.info)
+        if passed:
+            job.manifest["engines"][target] = {**candidate.entry, **figures}
+        else:
+            golden = {"passed": candidate.golden.passed, "message": candidate.golden.message}
+            entry = {"precision": candidate.entry["precision"], **figures, "golden": golden, "notes": list(notes)}
+            job.manifest["refused"][target] = entry
+    return tuple(outcomes)
+
+
+def _figures(outcome: EngineOutcome, info: RuntimeInfo) -> dict[str, Any]:
+    """What the manifest records about an engine, whether or not it passed."""
+    return {
+        "parity": outcome.parity.to_dict(),
+        "timings": outcome.timings,
+        "versions": dict(info.versions),
+        "providers": list(info.providers),
+    }
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory this process has had at once, in MB (10^6 bytes); None on systems that do not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -184,7 +227,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _directory_beside(output: Path) -> Iterator[Path]:
+def directory_beside(output: Path) -> Iterator[Path]:
     """An empty directory on the same file system, gone afterwards unless it was renamed."""
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
@@ -197,7 +240,7 @@ def _directory_beside(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _rename_into_place(partial: Path, output: Path) -> None:
+def rename_into_place(partial: Path, output: Path) -> None:
     """At every moment ``output`` is the old artifact, nothing, or the new one; never a mixture."""
     replaced = partial.with_name(partial.name + ".old")
     if output.exists():

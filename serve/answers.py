@@ -16,7 +16,7 @@ import numpy as np
 
 from digpt.engine import Prediction
 from digpt.errors import CapabilityError, InputError
-from digpt.runtime.base import RuntimeInfo, no_text
+from digpt.runtime.base import RuntimeInfo, no_logits, no_text
 from serve.errors import DeadlineError, InferenceError, ItemError, SchemaError, problem
 from serve.images import decode_all
 from serve.inputs import Inputs
@@ -70,6 +70,8 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
     request, labels, templates = inputs.request, inputs.request.labels, inputs.request.templates
     check_items(inputs.count, {"labels": labels, "templates": templates}, service.settings)
     model = service.model(request.model)
+    if request.logits is not None:
+        return await head_logits(service, model, inputs, request.logits)
     engine = model.engine
     threshold = abstain_threshold(engine.info) if request.abstain else None
     if templates and labels is None and engine.info.head == "linear":
@@ -88,6 +90,31 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
         else:
             data.append({"index": index, "error": problem(error, param=inputs.param, index=index).body()})
     return envelope(model, outcome, data, {"images": inputs.count, "texts": len(labels or [])})
+
+
+async def head_logits(
+    service: Service, model: ServedModel, inputs: Inputs[ClassifyRequest], encoding_format: str
+) -> dict[str, Any]:
+    """Answer ``POST /classify`` with the linear head's outputs instead of its best labels."""
+    request, engine = inputs.request, model.engine
+    if request.labels or request.templates or request.multi_label or request.abstain:
+        raise SchemaError(
+            "logits are those of the model's own linear head; leave labels, templates, multi_label and abstain out.",
+            param="logits",
+        )
+    if engine.info.head != "linear":
+        raise no_logits(engine.info)
+    classes = len(engine.info.labels or ())
+    check_scores(inputs.count, classes, classes, service.settings)
+    outcome = await run(service, model, inputs, [], lambda crops: finite(engine.logits(crops)))
+    rows = iter(outcome.value)
+    data: list[dict[str, Any]] = []
+    for index, error in enumerate(outcome.errors):
+        if error is None:
+            data.append({"index": index, "logits": encode(next(rows), encoding_format)})
+        else:
+            data.append({"index": index, "error": problem(error, param=inputs.param, index=index).body()})
+    return envelope(model, outcome, data, {"images": inputs.count, "texts": 0})
 
 
 async def run(

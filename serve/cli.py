@@ -42,6 +42,8 @@ class ServeConfig(Settings):
     """Address to listen on; 0.0.0.0 answers the whole network."""
     port: int = 8000
     """Port to listen on."""
+    image_size: int | None = None
+    """Side of the crops in pixels, another than the models' own: the position table is interpolated."""
     threads: int | None = None
     """Threads of the model's computation; by default as many as the backend likes."""
     demo: bool = True
@@ -98,7 +100,7 @@ def load_engines(config: ServeConfig) -> dict[str, Engine]:
     engines: dict[str, Engine] = {}
     for argument in config.model or ("bundled",):
         name, spec = split_model(argument)
-        engine = Engine.load(spec, config.backend, threads=config.threads, limits=limits)
+        engine = Engine.load(spec, config.backend, threads=config.threads, limits=limits, image_size=config.image_size)
         name = name or public_name(engine.info.name)
         if name in engines:
             raise ConfigError(f"Two models are named {name!r}; name one of them: --model NAME={spec}.")

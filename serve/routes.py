@@ -21,10 +21,12 @@ from serve.schemas import (
     ErrorResponse,
     Health,
     InferenceRequest,
+    Limits,
     ModelCard,
     ModelList,
 )
 from serve.service import ServedModel, Service
+from serve.settings import Settings
 
 R = TypeVar("R", bound=InferenceRequest)
 
@@ -66,13 +68,13 @@ def status_router(service: Service) -> APIRouter:
 
     @router.get("/models", summary="List the served models", response_model=ModelList)
     async def models() -> ModelList:
-        return ModelList(data=[card(model) for model in service.models.values()])
+        return ModelList(data=[card(model, service.settings) for model in service.models.values()])
 
     @router.get("/models/{name}", summary="Describe one model", response_model=ModelCard, responses=unknown)
     async def model(name: str) -> ModelCard:
         found = service.model(name)
         labels = found.engine.info.choices
-        return card(found).model_copy(update={"labels": None if labels is None else list(labels)})
+        return card(found, service.settings).model_copy(update={"labels": None if labels is None else list(labels)})
 
     @router.head("/health/live", include_in_schema=False)
     @router.get(
@@ -92,7 +94,7 @@ def status_router(service: Service) -> APIRouter:
     return router
 
 
-def card(model: ServedModel) -> ModelCard:
+def card(model: ServedModel, settings: Settings) -> ModelCard:
     """What may be known about a model; where its files lie may not."""
     info = model.engine.info
     return ModelCard(
@@ -107,11 +109,14 @@ def card(model: ServedModel) -> ModelCard:
         preprocess=info.preprocess.to_dict(),
         has_text=info.has_text,
         has_head=info.head == "linear",
+        head=info.head,
+        segment_crop=info.segment_crop,
         templates=list(info.templates),
         logit_scale=info.logit_scale,
         logit_bias=info.logit_bias,
         abstain_threshold=info.abstain_threshold,
         num_labels=len(info.choices or ()),
+        limits=Limits(**{name: getattr(settings, name) for name in Limits.model_fields}),
     )
 
 

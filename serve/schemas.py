@@ -56,6 +56,11 @@ class ClassifyRequest(InferenceRequest):
     abstain: bool = Field(
         False, description='Allow the answer "none of these"; only models with a calibrated threshold.'
     )
+    logits: Literal["float", "base64"] | None = Field(
+        None,
+        description="Instead of predictions the raw outputs of the linear head, in the order of the model's labels, as "
+        "numbers or as base64 of little-endian float32; only models with a linear head.",
+    )
 
     @field_validator("templates")
     @classmethod
@@ -131,10 +136,11 @@ class Scored(BaseModel):
 
 
 class Classification(BaseModel):
-    """One image's best labels or its error."""
+    """One image's best labels, or the linear head's outputs where these were asked for, or its error."""
 
     index: int
     predictions: list[Scored] | None = None
+    logits: list[float] | str | None = None
     error: ErrorDetail | None = None
 
 
@@ -142,6 +148,15 @@ class ClassifyResponse(Answer):
     """One entry per image."""
 
     data: list[Classification]
+
+
+class Limits(BaseModel):
+    """What one request may ask for: bytes, images and texts, images times labels, characters of a text."""
+
+    max_request_bytes: int
+    max_items: int
+    max_scores: int
+    max_text_chars: int
 
 
 class ModelCard(BaseModel):
@@ -159,11 +174,14 @@ class ModelCard(BaseModel):
     preprocess: dict[str, Any]
     has_text: bool
     has_head: bool
+    head: Literal["linear", "upernet"] | None
+    segment_crop: int | None
     templates: list[str]
     logit_scale: float | None
     logit_bias: float | None
     abstain_threshold: float | None
     num_labels: int
+    limits: Limits
     labels: list[str] | None = None
 
 

@@ -31,10 +31,12 @@ OWNERS = {
     "torch.onnx": ("export/",),
     "torch_tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
     "tensorrt": ("export/", "digpt/runtime/tensorrt.py"),
-    "onnxruntime": ("digpt/runtime/onnx.py",),
+    "onnxruntime": ("digpt/runtime/onnx.py", "export/build_int8.py"),
     "openvino": ("digpt/runtime/openvino.py",),
     "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),
+    "httpx": ("digpt/runtime/remote.py",),
+    "huggingface_hub": ("export/",),
 }
 BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
 # An exported encoder is served from a process without torch: these modules, and all they import, stay free of it.
@@ -46,6 +48,8 @@ TORCH_FREE = (
     "digpt.runtime",
     "digpt.runtime.base",
     "digpt.runtime.onnx",
+    "digpt.runtime.remote",
+    "digpt.runtime.openvino",
     "digpt.runtime.fake",
     "digpt.data.emoji",
     "digpt.data.imagenet",

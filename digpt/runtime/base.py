@@ -15,6 +15,8 @@ import numpy as np
 from digpt.errors import CapabilityError, InputError
 from digpt.preprocess import Preprocess
 
+URLS = ("http://", "https://")  # how the spec of a running server begins
+
 
 @dataclass(frozen=True)
 class RuntimeInfo:
@@ -53,6 +55,11 @@ class RuntimeInfo:
     def choices(self) -> tuple[str, ...] | None:
         """The labels to classify pictures by when none are given; a segmenter's are of pixels, so it has none."""
         return None if self.head == "upernet" else self.labels
+
+    @property
+    def remote(self) -> bool:
+        """Whether a running server computes: what it answers now is measured, and nothing of it is kept for later."""
+        return self.spec.startswith(URLS)
 
 
 @dataclass(frozen=True)

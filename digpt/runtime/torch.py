@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class TorchRuntime:
         model.module.float().eval().requires_grad_(False).to(self.device)
         if model.text is not None:
             model.text.module.float().eval().requires_grad_(False).to(self.device)
+        self._embed: Callable[[torch.Tensor], torch.Tensor] = model.module
+        self._logits: Callable[[torch.Tensor], torch.Tensor] = model.module.logits
         self.info = self._info(model)
 
     def _info(self, model: Model) -> RuntimeInfo:
@@ -65,26 +68,26 @@ class TorchRuntime:
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         images = check_images(images, self.info.preprocess.size)
-        with torch.inference_mode():
-            return self.model.module(self._tensor(images)).cpu().numpy()
+        with self._computing():
+            return self._embed(self._tensor(images)).cpu().numpy()
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         if self.model.text is None:
             raise no_text(self.info)
         tokens = self._tensor(self.model.text.tokenize(list(texts)))
-        with torch.inference_mode():
-            return self.model.text.module(tokens).cpu().numpy()
+        with self._computing():
+            return self.model.text.module(tokens).float().cpu().numpy()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         if self.info.head != "linear":
             raise no_logits(self.info)
         images = check_images(images, self.info.preprocess.size)
-        with torch.inference_mode():
-            return self.model.module.logits(self._tensor(images)).cpu().numpy()
+        with self._computing():
+            return self._logits(self._tensor(images)).cpu().numpy()
 
     def patch_tokens(self, images: np.ndarray) -> np.ndarray:
         images = check_images(images, self.info.preprocess.size)
-        with torch.inference_mode():
+        with self._computing():
             return self.model.module.forward_patches(self._tensor(images)).cpu().numpy()
 
     def pixel_logits(self, images: np.ndarray) -> np.ndarray:
@@ -92,8 +95,12 @@ class TorchRuntime:
         if segmenter is None:
             raise no_pixels(self.info)
         images = check_pictures(images)
-        with torch.inference_mode():
+        with self._computing():
             return segmenter.pixel_logits(self._tensor(images)).cpu().numpy()
+
+    def _computing(self) -> AbstractContextManager[None]:
+        """What every computation runs under."""
+        return torch.inference_mode()
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -95,10 +95,10 @@ def test_a_checkpoint_loads_on_torch_and_only_there(tmp_path: Path) -> None:
 
 
 def test_unknown_backends_and_urls_are_refused_with_what_works() -> None:
-    with pytest.raises(BackendError, match=r"valid: torch, onnx\. Did you mean 'onnx'"):
+    with pytest.raises(BackendError, match=r"valid: torch, .*, auto, onnx, .*, aoti\. Did you mean 'onnx'"):
         load_runtime("bundled", "onxx")
-    with pytest.raises(BackendError, match="is a URL"):
-        load_runtime("http://127.0.0.1:8000")
+    with pytest.raises(BackendError, match="cannot be reached"):
+        load_runtime("http://127.0.0.1:1")
 
 
 def test_a_directory_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:

@@ -262,10 +262,9 @@ def test_without_a_network_the_local_form_is_named(monkeypatch: pytest.MonkeyPat
         load_model("open_clip:ViT-B-32/laion2b_s34b_b79k")
 
 
-def test_fixed_size_models_refuse_another_one(tmp_path: Path) -> None:
+def test_checkpoints_take_another_size(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "ckpt.pt", tiny_checkpoint())
-    with pytest.raises(SpecError, match="fixed input size"):
-        load_model(str(tmp_path / "ckpt.pt"), image_size=64)
+    assert load_model(str(tmp_path / "ckpt.pt"), image_size=64).preprocess.size == 64
 
 
 def test_artifact_directory_is_a_runtime(tmp_path: Path) -> None:

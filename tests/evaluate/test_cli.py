@@ -23,7 +23,7 @@ def rigged_engine(emoji, rigged, monkeypatch):
     """Every spec loads a rigged model: top-1 right for even concepts."""
     loads = []
 
-    def load(spec, backend=None, *, threads=None, device="cpu"):
+    def load(spec, backend=None, *, threads=None, device="cpu", image_size=None):
         print("a library talks on stdout")
         loads.append((spec, backend, threads))
         return Engine(rigged(emoji, lambda concept, _: concept % 2, text=spec != "no-text"))
@@ -285,7 +285,7 @@ def test_mistakes_of_options_are_found_before_the_model_is_loaded(rigged_engine,
 
 
 def test_errors_of_the_engine_end_alike(emoji_root, monkeypatch, capsys):
-    def load(spec, backend=None, *, threads=None, device="cpu"):
+    def load(spec, backend=None, *, threads=None, device="cpu", image_size=None):
         raise BackendError("first line\n  second line")
 
     monkeypatch.setattr(cli.Engine, "load", load)
@@ -302,7 +302,8 @@ def test_an_unknown_flag_exits_with_2(capsys):
 
 def test_the_flags_are_frozen():
     """Scripts depend on them: adding one is fine, renaming or removing one breaks users."""
-    common = "spec output data_root data limit preview backend device threads batch_size seed part overwrite json"
+    common = "spec output data_root data limit preview backend device threads image_size batch_size seed part"
+    common += " overwrite json"
     classify = "templates resize crop_pct interpolation"
     assert flags(cli.EvaluateOptions) == common.split()
     assert flags(knn.KnnOptions) == [*common.split(), "k", "temperature", "reference"]

@@ -16,6 +16,7 @@ from digpt.testing import tiny_checkpoint, tiny_segmenter_checkpoint
 from export.__main__ import main
 
 SHALLOW = {"depth": 1}
+ONNX = ("--to", "onnx")
 
 
 def write_tiny(path: Path, **options: object) -> str:
@@ -43,7 +44,7 @@ def text_artifact(text_spec: str, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def linear_artifact(linear_spec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("artifact") / "linear"
-    assert main([linear_spec, "--output", str(output), "--parity-images", "40", "--patch-tokens"]) == 0
+    assert main([linear_spec, *ONNX, "--output", str(output), "--parity-images", "40", "--patch-tokens"]) == 0
     return output
 
 
@@ -57,7 +58,7 @@ def segment_spec(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def segment_artifact(segment_spec: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("artifact") / "segment"
-    assert main([segment_spec, "--output", str(output), "--parity-images", "40", "--threads", "1"]) == 0
+    assert main([segment_spec, *ONNX, "--output", str(output), "--parity-images", "40", "--threads", "1"]) == 0
     return output
 
 

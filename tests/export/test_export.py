@@ -109,7 +109,7 @@ def test_an_engine_that_fails_is_not_written_but_its_figures_are_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_build(lambda directory: perturb(directory / "image.onnx", 0.1))
-    command = [text_spec, "--output", str(tmp_path / "out"), "--parity-images", "16"]
+    command = [text_spec, "--to", "onnx", "--output", str(tmp_path / "out"), "--parity-images", "16"]
     assert main([*command, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     engine = document["engines"]["onnx"]
@@ -126,7 +126,7 @@ def test_json_leaves_standard_output_to_the_document(
     fake_build: Callable[..., None], text_spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_build(lambda directory: print("a library chats"))
-    assert main([text_spec, "--output", str(tmp_path / "out"), "--parity-images", "16", "--json"]) == 0
+    assert main([text_spec, "--to", "onnx", "--output", str(tmp_path / "out"), "--parity-images", "16", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["passed"] and "a library chats" in captured.err
 
@@ -136,7 +136,7 @@ def test_an_artifact_is_replaced_only_when_told_and_only_as_a_whole(
 ) -> None:
     fake_build(lambda directory: None)
     output = tmp_path / "out"
-    command = [text_spec, "--output", str(output), "--parity-images", "16"]
+    command = [text_spec, "--to", "onnx", "--output", str(output), "--parity-images", "16"]
     assert main(command) == 0
     (output / "stale.bin").write_bytes(b"of the old one")
     assert main(command) == 2
@@ -151,7 +151,7 @@ def test_a_failed_overwrite_leaves_the_old_artifact(
     output = Path(shutil.copytree(text_artifact, tmp_path / "out"))
     before = (output / "manifest.json").read_bytes()
     fake_build(lambda directory: (directory / "image.onnx").write_bytes(b"no model"))
-    assert main([text_spec, "--output", str(output), "--parity-images", "16", "--overwrite"]) == 2
+    assert main([text_spec, "--to", "onnx", "--output", str(output), "--parity-images", "16", "--overwrite"]) == 2
     assert (output / "manifest.json").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
 ) -> None:
     out = str(tmp_path / "out")
     message = refused(capsys, text_spec, "--to", "tensorrt", "--output", out)
-    assert "--to tensorrt" in message and "available: onnx" in message
+    assert "--to tensorrt" in message and "available: auto, onnx, onnx-int8, openvino, openvino-bf16, aoti." in message
     assert "Did you mean 'onnx'" in refused(capsys, text_spec, "--to", "onx", "--output", out)
     assert "--threads 0" in refused(capsys, text_spec, "--threads", "0", "--output", out)
     assert "at least 16" in refused(capsys, text_spec, "--parity-images", "3", "--output", out)

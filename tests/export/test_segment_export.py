@@ -27,8 +27,9 @@ from digpt.segment_inference import SegmentInference
 from digpt.sources import load_model
 from digpt.testing import TINY_CLASSES
 from export import pipeline
-from export.__main__ import main, rows
+from export.__main__ import main
 from export.parity import measure
+from export.tables import rows
 
 LABELS = ["dark", "middle", "light"]
 
@@ -151,7 +152,7 @@ def test_a_wrong_segmenter_is_not_written(
         return {"precision": "fp32", "image": "image.onnx", "text": None, "segment": "segment.onnx", "outputs": []}
 
     monkeypatch.setitem(pipeline.BUILDERS, "onnx", build)
-    command = [segment_spec, "--output", str(tmp_path / "out"), "--parity-images", "16", "--json"]
+    command = [segment_spec, "--to", "onnx", "--output", str(tmp_path / "out"), "--parity-images", "16", "--json"]
     assert main(command) == 1
     engine = json.loads(capsys.readouterr().out)["engines"]["onnx"]
     assert engine["parity"]["cosine_min"] > 0.99999  # its embeddings are right

@@ -21,7 +21,9 @@ from serve.schemas import ClassifyResponse, EmbedResponse, ModelCard
 ERRORS = ["400", "404", "413", "415", "422", "429", "503", "504"]
 FIELDS = {
     "/embed": ["images", "model", "preprocessed", "texts", "encoding_format", "normalize"],
-    "/classify": ["images", "model", "preprocessed", "labels", "templates", "top_k", "multi_label", "abstain"],
+    "/classify": [
+        *("images", "model", "preprocessed", "labels", "templates", "top_k", "multi_label", "abstain", "logits")
+    ],
 }
 
 
