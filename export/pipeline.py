@@ -65,11 +65,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An engine that is built, loaded and measured, and not yet kept or dropped."""
+    """An engine that is built and measured, and not yet kept or dropped."""
 
     target: str
     entry: dict[str, Any]
-    runtime: Runtime
+    info: RuntimeInfo
     parity: ParityReport
     golden: GoldenReport
     seconds: dict[str, float]
@@ -118,7 +118,7 @@ def run(
     """
     asked, targets = tuple(targets), check_targets(targets)
     check_output(output, overwrite)
-    with directory_beside(output) as partial, ExitStack() as loaded:
+    with directory_beside(output) as partial:
         progress(f"loading {spec}")
         job = load_job(
             spec,
@@ -131,10 +131,7 @@ def run(
             image_size=image_size,
         )
         shared = set(partial.iterdir())
-        candidates = []
-        for target in targets:
-            candidates.append(_candidate(job, target, partial, progress))
-            loaded.callback(candidates[-1].runtime.close)
+        candidates = [_candidate(job, target, partial, progress) for target in targets]
         outcomes = _decide(job, candidates, partial, progress)
         kept = [outcome for outcome in outcomes if outcome.passed]
         job.manifest["peak_memory_mb"] = peak_memory_mb()
@@ -157,18 +154,21 @@ def _candidate(job: Job, target: str, directory: Path, progress: Callable[[str],
     entry = BUILDERS[target](job, directory)
     entry = {**entry, "tolerance": GOLDEN_TOLERANCE[entry["precision"]]}
     built = time.perf_counter()
-    # For the runtime to open: the manifest as it would be if this engine were the only one.
-    alone = {"engines": {target: entry}, "backend": target, "precision": entry["precision"]}
-    seal_manifest(directory, {**job.manifest, **alone})
-    runtime = load_runtime(str(directory), target, threads=job.threads)
+    runtime = _open(job, {target: entry}, directory, target)
     seconds = {"build_s": round(built - started, 3), "load_s": round(time.perf_counter() - built, 3)}
     progress(f"measuring {target} on {len(job.crops)} images")
     try:
         parity = measure(job.reference, runtime, job.crops, job.labels, entry["precision"])
-        return _Candidate(target, entry, runtime, parity, Engine(runtime).verify_golden(), seconds)
-    except BaseException:
-        runtime.close()
-        raise
+        return _Candidate(target, entry, runtime.info, parity, Engine(runtime).verify_golden(), seconds)
+    finally:
+        runtime.close()  # with what its largest batch took; it is opened anew to be timed
+
+
+def _open(job: Job, entries: dict[str, dict[str, Any]], directory: Path, target: str) -> Runtime:
+    """Load ``target`` from a manifest as it would be if ``entries`` were the engines."""
+    chosen = {"engines": entries, "backend": target, "precision": entries[target]["precision"]}
+    seal_manifest(directory, {**job.manifest, **chosen})
+    return load_runtime(str(directory), target, threads=job.threads)
 
 
 def _decide(
@@ -176,17 +176,14 @@ def _decide(
 ) -> tuple[EngineOutcome, ...]:
     """Time all engines in turns; enter those that pass into the manifest, and the figures of the others as refused."""
     progress(f"timing {', '.join(candidate.target for candidate in candidates)}, in turns")
-    timings = time_engines({c.target: c.runtime.embed for c in candidates}, job.crops)
-    if job.reference.info.head == "upernet":
-        for name, value in take_turns({c.target: c.runtime.pixel_logits for c in candidates}, job.crops[:1]).items():
-            timings[name]["segment_batch_1_ms"] = value
+    timings = _timings(job, {candidate.target: candidate.entry for candidate in candidates}, directory)
     outcomes = []
     for candidate in candidates:
         target, passed = candidate.target, candidate.parity.passed and candidate.golden.passed
         notes = () if passed else explain(job, target, directory)
         times = {**candidate.seconds, **timings[target]}
         outcomes.append(EngineOutcome(target, candidate.parity, candidate.golden, times, notes))
-        figures = _figures(outcomes[-1], candidate.runtime.info)
+        figures = _figures(outcomes[-1], candidate.info)
         if passed:
             job.manifest["engines"][target] = {**candidate.entry, **figures}
         else:
@@ -194,6 +191,20 @@ def _decide(
             entry = {"precision": candidate.entry["precision"], **figures, "golden": golden, "notes": list(notes)}
             job.manifest["refused"][target] = entry
     return tuple(outcomes)
+
+
+def _timings(job: Job, entries: dict[str, dict[str, Any]], directory: Path) -> dict[str, dict[str, float]]:
+    with ExitStack() as loaded:
+        runtimes = {}
+        for target in entries:
+            runtimes[target] = _open(job, entries, directory, target)
+            loaded.callback(runtimes[target].close)
+        found = time_engines({target: runtime.embed for target, runtime in runtimes.items()}, job.crops)
+        if job.reference.info.head == "upernet":
+            pixels = {target: runtime.pixel_logits for target, runtime in runtimes.items()}
+            for target, value in take_turns(pixels, job.crops[:1]).items():
+                found[target]["segment_batch_1_ms"] = value
+    return found
 
 
 def _figures(outcome: EngineOutcome, info: RuntimeInfo) -> dict[str, Any]:

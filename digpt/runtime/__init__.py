@@ -134,10 +134,12 @@ def _load_artifact(spec: str, backend: str | None, threads: int | None, device: 
     held = manifest.get("engines", {})
     backend = manifest["backend"] if backend in (None, AUTO) else backend
     if backend not in held:
-        raise BackendError(
-            f"{spec} holds no {backend} engine; it holds: {', '.join(held) or 'none'}. "
-            f"Export one: python -m export CKPT --to {backend} --output DIR"
+        way_out = (
+            f"The {backend} backend runs models: give the checkpoint that it was exported from."
+            if backend in MODEL_BACKENDS
+            else f"Export one: python -m export CKPT --to {backend} --output DIR"
         )
+        raise BackendError(f"{spec} holds no {backend} engine; it holds: {', '.join(held) or 'none'}. {way_out}")
     if backend not in ARTIFACT_BACKENDS:
         raise BackendError(f"{spec} was exported for {backend!r}, which this digpt cannot run. Upgrade digpt.")
     if device not in ("auto", "cpu"):

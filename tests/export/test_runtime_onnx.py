@@ -99,6 +99,12 @@ def test_threads_and_the_provider_in_use_are_on_record(text_artifact: Path) -> N
 def test_an_artifact_runs_only_on_the_engines_it_holds(text_artifact: Path) -> None:
     with pytest.raises(BackendError, match="holds no torch engine; it holds: onnx"):
         load_runtime(str(text_artifact), "torch")
+    with pytest.raises(BackendError, match="give the checkpoint that it was exported from"):
+        load_runtime(str(text_artifact), "torch-bf16")
+    with pytest.raises(BackendError, match="Export one: python -m export CKPT --to openvino --output DIR"):
+        load_runtime(str(text_artifact), "openvino")
+    with pytest.raises(BackendError, match="The onnx backend chooses its device itself; --device cuda"):
+        load_runtime(str(text_artifact), "auto", device="cuda")
 
 
 def test_a_closed_runtime_says_so(text_artifact: Path) -> None:
