@@ -173,8 +173,7 @@ class FileMasks(MaskSource):
         stems = sorted(pictures)
         self.image_names = Names(pictures[stem][0] for stem in stems)
         self.mask_names = Names(indexed[stem][0] for stem in stems)
-        sizes = [(pictures[stem][1], indexed[stem][1]) for stem in stems]
-        self.sizes = np.array(sizes, dtype=np.int64)  # bytes, [N,2]
+        self.sizes = np.array([(pictures[stem][1], indexed[stem][1]) for stem in stems], dtype=np.int64)  # bytes, [N,2]
 
     def __len__(self) -> int:
         return len(self.image_names)
