@@ -103,7 +103,7 @@ def test_figures_of_the_paper_and_the_specification_stand_in_the_recipes() -> No
     for both in (base, large):
         assert (both.steps, both.batch_size, both.warmup, both.power) == (160_000, 16, 1500, 1.0)
         assert (both.weight_decay, both.betas, both.clip, both.min_lr) == (0.05, (0.9, 0.999), 0.0, 0.0)
-        assert (both.crop, both.scale, both.ratio, both.dropout, both.aux_channels) == (
+        assert (both.crop, both.fitted, both.ratio, both.dropout, both.aux_channels) == (
             512, (2048, 512), (0.5, 2.0), 0.1, 256
         )  # fmt: skip
         inference = both.inference_config()
@@ -117,9 +117,10 @@ def test_a_miniature_keeps_what_makes_the_recipe(name: str, command: str) -> Non
     assert str(small.output).startswith("runs/miniature/")
     if command == "segment":
         assert (small.data, small.val_data, small.depth) == ("scenes", "", 6)
-        assert small.crop == load_recipe("emoji", "segment").crop
+        tiny = load_recipe("emoji", "segment")
+        assert (small.crop, small.fitted, small.ratio) == (tiny.crop, tiny.fitted, tiny.ratio)
         assert small.encoder == f"runs/miniature/{name}/pretrain/ckpt.pt"
-        kept = ("layer_decay", "drop_path", "power", "dropout", "ratio", "photometric", "min_lr")
+        kept = ("layer_decay", "drop_path", "power", "dropout", "photometric", "min_lr")
         assert all(getattr(small, field) == getattr(config, field) for field in kept)
         assert small.warmup == round(600 * 1500 / 160_000) and small.inference_config().mode == "whole"
     else:

@@ -62,7 +62,8 @@ def test_the_checkpoint_rebuilds_a_segmenter_with_the_figures_that_it_states(str
     assert config["architecture"] == "timm" and config["pooling"] == "avg"
     assert config["labels"] == ["background", *SUBGROUPS[:3]]
     assert head == {
-        "type": "upernet", "blocks": [0, 0, 1, 1], "channels": 16, "crop": 32, "dropout": 0.4, "aux_channels": 8
+        "type": "upernet", "blocks": [0, 0, 1, 1], "channels": 16, "crop": 32, "dropout": 0.4, "aux_channels": 8,
+        "reduce_zero": False,
     }  # fmt: skip
     assert config["preprocess"]["size"] == 32 and config["encoder"]["img_size"] == 32
     assert set(checkpoint.weights) == {"encoder", "head"}
