@@ -9,7 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import FunctionCtx
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes; so is its gradient, since every process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def _total(values: Tensor) -> Tensor:
+    found: Tensor = _Total.apply(values)
+    return found
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
@@ -24,8 +45,8 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             return super().forward(maps)
         values = maps.float()
         count = values.numel() // values.shape[1] * torch.distributed.get_world_size()
-        mean = all_reduce(values.sum((0, 2, 3))) / count
-        variance = all_reduce((values - mean[:, None, None]).square().sum((0, 2, 3))) / count
+        mean = _total(values.sum((0, 2, 3))) / count
+        variance = _total((values - mean[:, None, None]).square().sum((0, 2, 3))) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale

@@ -27,8 +27,10 @@ from train.finetune import FinetuneConfig, FinetuneTask  # noqa: E402
 from train.imagetext import PairsTask  # noqa: E402
 from train.loader import PairTraining, PhotoBatch  # noqa: E402
 from train.loop import train  # noqa: E402
+from train.mask_loader import MaskTraining  # noqa: E402
 from train.objective import DigptConfig  # noqa: E402
 from train.pretrain import PretrainConfig, PretrainTask  # noqa: E402
+from train.segment import SegmentTask, SegmentTrainConfig  # noqa: E402
 from train.zeroshot import ZeroshotConfig, ZeroshotTask  # noqa: E402
 
 SEEN: list[Any] = []
@@ -51,15 +53,30 @@ CONFIGS: dict[str, Any] = {
     "zeroshot": ZeroshotConfig(**STEPS, encoder="random", depth=2),
     "pairs": ZeroshotConfig(**STEPS, encoder="random", depth=2, workers=0),
     "finetune": FinetuneConfig(**STEPS, encoder="random", depth=2, drop_path=0.4, splits=()),
+    "segment": SegmentTrainConfig(
+        **STEPS,
+        encoder="random",
+        depth=2,
+        drop_path=0.4,
+        dropout=0.4,
+        crop=32,
+        scale=(128, 32),
+        channels=16,
+        aux_channels=8,
+        scenes=20,
+        eval_scenes=5,
+        workers=0,
+    ),
 }
 TASKS: dict[str, Any] = {
     "pretrain": PretrainTask,
     "zeroshot": ZeroshotTask,
     "pairs": PairsTask,
     "finetune": FinetuneTask,
+    "segment": SegmentTask,
 }
 
-batch, received = EmojiTraining.batch, PairTraining._received
+batch, received, masked = EmojiTraining.batch, PairTraining._received, MaskTraining._received
 
 
 def recorded(self: EmojiTraining, step: int, rows: slice | None = None) -> Any:
@@ -73,6 +90,11 @@ def received_and_recorded(self: PairTraining, found: PhotoBatch) -> PhotoBatch:
     return found
 
 
+def masked_and_recorded(self: MaskTraining, found: Any) -> PhotoBatch:
+    note(masked(self, found), [str(labels.sum().item()) for labels in found.labels])
+    return found
+
+
 def note(found: Any, texts: list[str]) -> None:
     digests = [[float(image.double().sum()), text] for image, text in zip(found.images, texts, strict=True)]
     SEEN.append([found.step, found.first, found.epochs.tolist(), found.items.tolist(), digests])
@@ -80,6 +102,7 @@ def note(found: Any, texts: list[str]) -> None:
 
 EmojiTraining.batch = recorded  # type: ignore[method-assign]
 PairTraining._received = received_and_recorded  # type: ignore[method-assign]
+MaskTraining._received = masked_and_recorded  # type: ignore[method-assign]
 changes = json.loads(given)
 if "open_clip" in changes:  # a model that open_clip does not know
     open_clip.add_model_config(changes.pop("open_clip"))

@@ -33,7 +33,8 @@ def run(output: Path, world: int, command: str, **changes: Any) -> list[dict[str
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     given = json.dumps({"output": str(output), **changes})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # a script finds the packages that are installed, which another checkout's may be
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
     started = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(rank), str(world), str(port), command, given],
@@ -80,13 +81,27 @@ def assert_equal(first: list[dict[str, float]], second: list[dict[str, float]], 
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(command, marks=pytest.mark.slow) for command in ("pretrain", "zeroshot", "finetune")]
+    "command",
+    [pytest.param(command, marks=pytest.mark.slow) for command in ("pretrain", "zeroshot", "finetune", "segment")],
 )
 def test_two_processes_see_the_samples_and_have_the_losses_of_one(alone: Alone, tmp_path: Path, command: str) -> None:
     folder, rows = alone(command)
     assert_equal(rows, run(tmp_path, 2, command), "loss", "baseline", "grad_norm")
     assert seen(tmp_path, 2) == seen(folder, 1) and len(seen(folder, 1)) == 3 * 8
     assert_same_weights(folder, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_segmenter_has_the_figures_of_one_process_and_micro_batches_the_same_crops(
+    alone: Alone, tmp_path: Path
+) -> None:
+    """Five scenes in two processes; and four micro-batches of two crops, each with its own statistics of batch norm."""
+    folder, _ = alone("segment")
+    run(tmp_path / "two", 2, "segment")
+    one, two = (read_checkpoint(run_folder / "ckpt.pt") for run_folder in (folder, tmp_path / "two"))
+    assert one.provenance["figures"] == pytest.approx(two.provenance["figures"], abs=2e-3)
+    run(tmp_path / "accumulated", 1, "segment", accumulate=4)
+    assert seen(tmp_path / "accumulated", 1) == seen(folder, 1)
 
 
 @pytest.fixture(scope="module")
