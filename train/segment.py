@@ -78,7 +78,7 @@ class SegmentTrainConfig(TrainConfig):
     photometric: bool = True  # distort the colours
     channels: int = 0  # of UperNet's convolutions; 0: the encoder's width
     aux_channels: int = 256  # of the auxiliary FCN head; 0: none
-    dropout: float = 0.1
+    dropout: float = 0.1  # share of the channels before each classifier
     blocks: tuple[int, int, int, int] | None = None  # whose outputs are read, from 0; None: quarters of the depth
     layer_decay: float = 0.65  # each block's learning rate, by that of the block after it
     drop_path: float = 0.1  # of the last block; rises linearly from 0
