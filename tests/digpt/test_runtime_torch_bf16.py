@@ -19,6 +19,8 @@ from digpt.runtime.torch_bf16 import TorchBf16Runtime, TorchCompiledRuntime
 from digpt.sources import model_from_checkpoint
 from digpt.testing import TINY_LABELS, tiny_checkpoint, tiny_segmenter_checkpoint
 
+pytestmark = pytest.mark.slow  # engines of native code, together minutes: `make test-all`
+
 
 def crops(count: int = 5) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -25,6 +25,8 @@ from export.__main__ import main
 from export.images import bundled_images
 from export.job import calibration_crops, load_job
 
+pytestmark = pytest.mark.slow  # engines of native code, together minutes: `make test-all`
+
 
 def manifest_of(directory: Path) -> dict[str, Any]:
     return dict(json.loads((directory / "manifest.json").read_text()))

@@ -23,7 +23,10 @@ from export import build_aoti
 from export.__main__ import main
 from export.pipeline import check_targets
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own
+pytestmark = [  # native code is compiled: `make test-all`; the warnings are torch's own
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 
 def crops(count: int) -> np.ndarray:

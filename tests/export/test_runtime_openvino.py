@@ -115,6 +115,8 @@ import sys
 for name in ("torch", "torchvision", "timm", "open_clip", "transformers", "onnxruntime"):
     sys.modules[name] = None  # importing it raises ImportError
 from digpt.engine import Engine
+
+pytestmark = pytest.mark.slow  # engines of native code, together minutes: `make test-all`
 engine = Engine.load({str(artifact)!r}, "openvino", threads=1)
 report = engine.verify_golden()
 print(report.checked, report.passed)
