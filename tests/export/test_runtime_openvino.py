@@ -109,6 +109,7 @@ def test_a_precision_that_is_not_executed_is_refused(artifact: Path, monkeypatch
         load_runtime(str(artifact), "openvino")
 
 
+@pytest.mark.slow  # it ended parallel test processes, and never one alone
 def test_it_runs_in_a_process_that_has_no_torch(artifact: Path) -> None:
     script = f"""
 import sys
@@ -116,7 +117,6 @@ for name in ("torch", "torchvision", "timm", "open_clip", "transformers", "onnxr
     sys.modules[name] = None  # importing it raises ImportError
 from digpt.engine import Engine
 
-pytestmark = pytest.mark.slow  # engines of native code, together minutes: `make test-all`
 engine = Engine.load({str(artifact)!r}, "openvino", threads=1)
 report = engine.verify_golden()
 print(report.checked, report.passed)
