@@ -20,8 +20,8 @@ import tyro
 from rich.console import Console
 
 from digpt.charts import Series, line_chart
-from digpt.metrics import t_half_width
 from digpt.report import cards, document, header, section, write_page
+from train.ablate import interval
 from train.config import load_recipe
 from train.loop import train
 from train.pretrain import PretrainTask
@@ -130,13 +130,6 @@ def draw(options: Options, runs: dict[str, list[list[dict[str, float]]]]) -> Pat
     lines = [f"UperNet on scenes of the bundled emoji, mean of {options.seeds} seeds"]
     page = document(title, header(title, lines=lines), section("Curves", cards(*charts)))
     return write_page(options.output / "curves.html", page)
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and 95 % half-width in percent; a single value stands alone."""
-    numbers = [100 * value for value in values]
-    mean = statistics.mean(numbers)
-    return f"{mean:.1f}" if len(numbers) < 2 else f"{mean:.1f} ± {t_half_width(numbers):.1f}"
 
 
 if __name__ == "__main__":

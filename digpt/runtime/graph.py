@@ -6,6 +6,7 @@ A backend's own file says how one file becomes a :class:`Graph`; everything else
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Graph:
     providers: tuple[str, ...]
 
 
-class GraphRuntime:
+class GraphRuntime(ABC):
     """One engine of an artifact directory; subclasses say how to open a file.
 
     Args:
@@ -72,13 +73,13 @@ class GraphRuntime:
         check_identity(artifact, path, graph.identity)
         return graph
 
+    @abstractmethod
     def _open(self, artifact: Artifact, path: Path, threads: int) -> Graph:
         """Load ``path``; BackendError when the library refuses it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _versions(self) -> dict[str, str]:
         """The version of every library that computes."""
-        raise NotImplementedError
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         return self._run("image", "embedding", check_images(images, self.info.preprocess.size))
