@@ -5,6 +5,7 @@ The precision is asked for by a hint, which OpenVINO may ignore; what it compile
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class OpenvinoRuntime(GraphRuntime):
     """The ``openvino`` (float32) or ``openvino-bf16`` engine of an artifact directory."""
 
     def _open(self, artifact: Artifact, path: Path, threads: int) -> Graph:
-        openvino, precision = _openvino(), artifact.engine["precision"]
+        precision = artifact.engine["precision"]
         if precision == "bf16" and not supports_bf16():
             raise BackendError(
                 f"{artifact.backend} needs a CPU with bfloat16 instructions; use --backend openvino here."
@@ -35,8 +36,8 @@ class OpenvinoRuntime(GraphRuntime):
             "ENABLE_CPU_PINNING": False,  # the cores are shared with what decodes the next images
         }
         try:
-            model = openvino.Core().read_model(str(path))
-            compiled = openvino.Core().compile_model(model, DEVICE, settings)
+            model = _core().read_model(str(path))
+            compiled = _core().compile_model(model, DEVICE, settings)
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
         executed = executed_precisions(compiled)
@@ -61,7 +62,7 @@ def supports_bf16() -> bool:
     Raises:
         MissingDependencyError: OpenVINO is not installed.
     """
-    return "BF16" in _openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 def executed_precisions(compiled: Any) -> tuple[str, ...]:
@@ -84,6 +85,17 @@ def _reason(error: RuntimeError) -> str:
     """The last line of OpenVINO's message: the lines above are places in its own sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+@cache
+def _core() -> Any:
+    """The one core of the process, which is never released.
+
+    OpenVINO's CPU plugin gives the thread that loads it a stack for signals, and the one before back when it goes. Two
+    that go in another order than the reverse leave a stack that is no memory any more: the next signal that has a
+    handler (SIGTERM of a server, SIGCHLD where a data loader ran) ends the process.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:

@@ -109,7 +109,6 @@ def test_a_precision_that_is_not_executed_is_refused(artifact: Path, monkeypatch
         load_runtime(str(artifact), "openvino")
 
 
-@pytest.mark.slow  # it ended parallel test processes, and never one alone
 def test_it_runs_in_a_process_that_has_no_torch(artifact: Path) -> None:
     script = f"""
 import sys
@@ -123,6 +122,24 @@ print(report.checked, report.passed)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["20", "True"], "")
+
+
+def test_a_signal_after_engines_were_released_ends_nobody(artifact: Path) -> None:
+    """Each core of its own would leave the thread a stack for signals that was freed."""
+    script = f"""
+import gc, os, signal
+from digpt.runtime import load_runtime
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first = load_runtime({str(artifact)!r}, "openvino", threads=1)
+second = load_runtime({str(artifact)!r}, "openvino", threads=1)
+for name in ("first", "second"):
+    globals().pop(name).close()
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
 
 
 @pytest.mark.parametrize("backend", TARGETS)
