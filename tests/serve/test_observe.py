@@ -6,10 +6,12 @@ import base64
 import json
 import logging
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+import benchmarks.observe
 import serve.cli
 from digpt.engine import Engine
 from digpt.errors import ConfigError, MissingDependencyError
@@ -32,6 +35,7 @@ from serve.tracing import Tracing, otlp
 
 Image = Callable[..., bytes]
 Serving = Callable[[FastAPI], AbstractContextManager[Any]]
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "sk-very-secret"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -148,7 +152,10 @@ def test_a_failure_is_logged_under_its_id(
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "bad")
     request = lines.of("/embed")
     assert (request["status"], request["error"], request["request_id"]) == (500, "internal_error", "bad")
-    traced = [line for line in lines.json() if "traceback" in line]
+    end = time.monotonic() + 10  # the server logs after the application has returned
+    while not (traced := [line for line in lines.json() if "traceback" in line]):
+        assert time.monotonic() < end
+        time.sleep(0.005)
     assert [line["request_id"] for line in traced] == ["bad"]
     assert "RuntimeError: fake runtime: told to fail" in traced[0]["traceback"]
 
@@ -280,3 +287,52 @@ def test_what_tracing_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(serve.cli.Engine, "load", lambda *_, **__: Engine(FakeRuntime()))
     assert serve.cli.main(["--no-demo", "--otlp-endpoint", "http://127.0.0.1:9/v1/traces"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_commands_of_the_page(client: httpx.Client) -> None:
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "curl" in block]
+    assert len(blocks) == 1
+    script = blocks[0].replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "# HELP digpt_model_ready 1 once the model has proved itself.",
+        "# TYPE digpt_model_ready gauge",
+        'digpt_model_ready{model="fake"} 1.0',
+        "x-request-id: my-id",
+    ]
+
+
+def test_the_benchmark_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmarks.observe.main(["--requests", "200", "--rounds", "3", "--json"]) == 0
+    added = json.loads(capsys.readouterr().out)
+    assert list(added) == ["id and counts", "id, counts and a JSON line"]
+    assert 0 < added["id and counts"] < added["id, counts and a JSON line"] < 5000
+
+
+def test_the_real_command_logs_json(tmp_path: Path) -> None:
+    """`python -m serve` in a process of its own: every line on stderr is an object, the server's too."""
+    program = (
+        "import sys, logging, serve.cli\n"
+        "from digpt.engine import Engine\n"
+        "from digpt.runtime.fake import FakeRuntime\n"
+        "serve.cli.Engine.load = lambda *_, **__: Engine(FakeRuntime())\n"
+        "def run(app, **options):\n"
+        "    import asyncio, httpx, uvicorn\n"
+        "    uvicorn.Config(app, **options)\n"
+        "    logging.getLogger('uvicorn.error').warning('the server speaks')\n"
+        "    async def ask():\n"
+        "        transport = httpx.ASGITransport(app)\n"
+        "        async with httpx.AsyncClient(transport=transport, base_url='http://x') as client:\n"
+        "            await client.get('/health/live')\n"
+        "    asyncio.run(ask())\n"
+        "serve.cli.uvicorn.run = run\n"
+        "sys.exit(serve.cli.main(['--no-demo', '--log-format', 'json']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    said = {line["logger"]: line for line in lines}
+    assert said["uvicorn.error"]["message"] == "the server speaks"
+    assert (said["serve.requests"]["path"], said["serve.requests"]["status"]) == ("/health/live", 200)
