@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from digpt.engine import Engine
@@ -212,6 +213,26 @@ def test_clients_make_up_no_labels(serving: Serve, image: Image) -> None:
     assert many("digpt_requests_total", endpoint="other", status="404") == 20
     assert many("digpt_errors_total", endpoint="/embed", code="model_not_found") == 20
     assert "made" not in client.get("/metrics").text.lower()
+
+
+def test_mounts_are_one_endpoint(serving_app: Callable[..., Any]) -> None:
+    app = create_app({"fake": Engine(FakeRuntime())})
+    inner = FastAPI()
+    inner.get("/{anything:path}")(lambda anything: anything)
+    app.mount("/demo", inner)
+    with serving_app(app) as client:
+        for path in ("/demo/", "/demo/a", "/demo/a/b"):
+            assert client.get(path).status_code == 200
+        now = settled(client, "digpt_requests_total", 3, endpoint="/demo", status="200")
+        assert now("digpt_requests_total", endpoint="other") == 0
+
+
+def test_the_price_is_a_setting(serving: Serve, image: Image) -> None:
+    client = serving(Engine(FakeRuntime()), price_per_hour=36.0)
+    assert client.post("/embed", json=body(image(), 4)).status_code == 200
+    now = settled(client, "digpt_requests_total", 1, endpoint="/embed")
+    cost = 0.01 * now("digpt_busy_seconds_total", model="fake") / 4 * 1e6
+    assert now("digpt_cost_per_million_images", model="fake") == pytest.approx(cost)
 
 
 def test_two_applications_count_for_themselves(serving: Serve, image: Image) -> None:
