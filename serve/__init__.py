@@ -16,6 +16,10 @@
 | answers.py | a request -> decode, infer, answer |
 | service.py | the models being served and whether they are ready |
 | worker.py | one inference thread behind a bounded queue |
+| observe.py | what every request leaves behind: an id, a log line, counts, a span |
+| metrics.py | the counts and times at /metrics |
+| logs.py | log lines as text or JSON, each under its request's id |
+| tracing.py | spans for OpenTelemetry |
 | errors.py | every exception -> one status and one error schema |
 | docs.py | the page at /docs, which needs no network |
 """

@@ -21,6 +21,7 @@ from serve.errors import DeadlineError, InferenceError, ItemError, SchemaError, 
 from serve.images import decode_all
 from serve.inputs import Inputs
 from serve.limits import check_items, check_scores
+from serve.observe import observation
 from serve.schemas import ClassifyRequest, EmbedRequest
 from serve.service import ServedModel, Service
 
@@ -132,26 +133,35 @@ async def run(
         ItemError: every item failed.
         NotReadyError, QueueFullError, DeadlineError: the model is not ready, has too much to do, took too long.
     """
+    seen, metrics = observation(), service.metrics
+    seen.about(model.name, images=inputs.count, texts=len(texts))
     model.require_ready()
     started = time.perf_counter()
     pixels = (inputs.count + len(texts)) * model.engine.info.preprocess.size**2
     limit = service.settings.deadline_s
     try:
-        with model.worker.admit(pixels):
+        waiting = metrics.admitted(model.name, pixels=pixels, items=inputs.count + len(texts))
+        with model.worker.admit(pixels), waiting:
             async with asyncio.timeout(limit):
                 decoded = await decode_all(
                     service.decoders, model.engine, inputs.images, preprocessed=inputs.request.preprocessed
                 )
                 inputs.drop()  # what waits for the model is crops; the files would only wait with them
                 decoded_at = time.perf_counter()
+                metrics.images_decoded(model.name, decoded_at - started)
                 errors = [item if isinstance(item, InputError) else None for item in decoded] + list(texts)
+                for error in filter(None, errors):
+                    metrics.item_failed(model.name, problem(error).code)
                 if errors[0] is not None and None not in errors:
                     raise ItemError(errors[0], param=inputs.param if inputs.count else "texts", index=0)
                 crops = [item for item in decoded if not isinstance(item, InputError)]
                 ran = await model.worker.run(lambda: compute(crops), pixels=pixels)
     except TimeoutError:
         raise DeadlineError(f"No answer within {limit:g} seconds; send fewer images at a time, or try later.") from None
+    metrics.queue_left(model.name, ran.queue_s)
+    metrics.batch_computed(model.name, images=len(crops), texts=list(texts).count(None), seconds=ran.inference_s)
     seconds = {"decode": decoded_at - started, "queue": ran.queue_s, "inference": ran.inference_s}
+    seen.staged(started, **seconds)
     seconds["total"] = time.perf_counter() - started
     return Outcome(errors, ran.value, {stage: round(1000 * value, 3) for stage, value in seconds.items()})
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,9 +21,13 @@ from digpt.engine import Engine
 from digpt.errors import DigptError
 from serve.docs import docs_page
 from serve.errors import FRAMEWORK_CODES, Problem, problem
+from serve.observe import ID_HEADER, Observer, metrics_router, observation
 from serve.routes import inference_router, status_router
 from serve.service import Service
 from serve.settings import Settings
+
+if TYPE_CHECKING:
+    from serve.tracing import Tracing
 
 log = logging.getLogger("serve")
 
@@ -29,8 +35,10 @@ DEMO_PATH = "/demo"
 DESCRIPTION = "Embeddings and classes of images. Every answer names the fingerprint of the weights that gave it."
 
 
-def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) -> FastAPI:
-    """Serve ``engines`` by name; the first is the default. The application closes them when it stops."""
+def create_app(
+    engines: Mapping[str, Engine], settings: Settings | None = None, *, tracing: Tracing | None = None
+) -> FastAPI:
+    """Serve ``engines`` by name; the first is the default. The application closes all it is given when it stops."""
     service = Service(engines, settings or Settings())
 
     @asynccontextmanager
@@ -38,13 +46,17 @@ def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) 
         service.start()
         yield
         await service.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="digpt", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(inference_router(service))
     app.include_router(status_router(service))
+    app.include_router(metrics_router(service.metrics))
     _add_pages(app)
     _add_error_handlers(app)
+    app.add_middleware(Observer, metrics=service.metrics, tracing=tracing)  # last: what it wraps, it sees
     return app
 
 
@@ -95,8 +107,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # starlette raises it again for the server's log, and the server then closes the connection: say so
-        return _response(problem(error), {"Connection": "close"})
+        return _response(problem(error), {"Connection": "close", ID_HEADER: observation().request_id})
 
 
 def _response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    observation().error = found.code
     return JSONResponse({"error": found.body()}, found.status, {**(headers or {}), **found.headers()})

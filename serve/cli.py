@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import sys
@@ -18,7 +17,9 @@ from digpt.engine import Engine
 from digpt.errors import ConfigError, DigptError
 from digpt.preprocess import DecodeLimits
 from serve.api import DEMO_PATH, create_app
+from serve.logs import LogFormat, configure
 from serve.settings import MIB, Settings
+from serve.tracing import otlp
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 KEEP_ALIVE_S = 5  # without a request
@@ -48,6 +49,10 @@ class ServeConfig(Settings):
     """Threads of the model's computation; by default as many as the backend likes."""
     demo: bool = True
     """Whether to serve the demo at /demo."""
+    log_format: LogFormat = "text"
+    """Log lines for people, or one JSON object per line."""
+    otlp_endpoint: str | None = None
+    """URL that traces are sent to by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; needs the extra otel."""
     max_image_bytes: int = 20 * MIB
     """Bytes of one image file; more is answered 413."""
     max_image_pixels: int = 50_000_000
@@ -63,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DigptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure(config.log_format)
     announce(config, engines)
     uvicorn.run(
         app,
         host=config.host,
         port=config.port,
+        log_config=None,  # its lines go where all others go
         log_level="warning",
+        access_log=False,  # serve.observe says more
         server_header=False,
         limit_concurrency=config.max_connections,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -80,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build(config: ServeConfig, engines: dict[str, Engine]) -> FastAPI:
     """The application of the command line: the API and, unless it is turned off, the demo of the default model."""
-    api = create_app(engines, config)
+    api = create_app(engines, config, tracing=otlp(config.otlp_endpoint) if config.otlp_endpoint else None)
     if config.demo:
         import app
 

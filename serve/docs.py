@@ -34,6 +34,7 @@ curl -s {base}classify -F files=@image.png -F labels='red apple' -F labels='dog 
 # one image as the whole body, options in the query
 curl -s '{base}classify?labels=red+apple&labels=dog+face' -H 'Content-Type: image/png' --data-binary @image.png""",
     "/models": "curl -s {base}models",
+    "/metrics": "curl -s {base}metrics",
     "/health/ready": "curl -s {base}health/ready",
 }
 

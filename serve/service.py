@@ -15,6 +15,7 @@ from digpt.engine import Engine
 from digpt.errors import ConfigError, near_misses
 from serve.body import Budget
 from serve.errors import NotReadyError, UnknownModelError
+from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.worker import Worker
 
@@ -64,6 +65,7 @@ class Service:
         self.models = {
             name: ServedModel(name, engine, Worker(name, settings.queue_pixels)) for name, engine in engines.items()
         }
+        self.metrics = Metrics(self.models, settings.price_per_hour)
         self.bodies = Budget(settings.max_pending_bytes)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 

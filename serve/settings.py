@@ -38,6 +38,8 @@ class Settings:
     """Seconds from a request's last byte to its answer; later is answered 504."""
     decode_threads: int = 4
     """Threads that decode images."""
+    price_per_hour: float | None = None
+    """What an hour of this machine costs, in any currency; /metrics then says what a million images cost."""
 
     def __post_init__(self) -> None:
         for field in fields(self):  # those of a subclass as well

@@ -36,9 +36,18 @@ OWNERS = {
     "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),
     "httpx": ("digpt/runtime/remote.py",),
+    "prometheus_client": ("serve/metrics.py",),
+    "opentelemetry": ("serve/tracing.py",),
     "huggingface_hub": ("export/",),
 }
-BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
+BACKENDS = (
+    "onnxruntime",
+    "opentelemetry",
+    "openvino",
+    "ray",
+    "tensorrt",
+    "torch_tensorrt",
+)  # imported when used, never before
 # An exported encoder is served from a process without torch: these modules, and all they import, stay free of it.
 TORCH_FREE = (
     "digpt.errors",

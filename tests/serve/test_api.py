@@ -40,6 +40,7 @@ def test_openapi_paths(client: httpx.Client) -> None:
         "GET /models": ["200"],
         "GET /models/{name}": ["200", "404", "422"],
         "GET /health/live": ["200"],
+        "GET /metrics": ["200"],
         "GET /health/ready": ["200", "503"],
     }
 
