@@ -65,7 +65,7 @@ class Engine:
         *,
         threads: int | None = None,
         limits: DecodeLimits | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         image_size: int | None = None,
     ) -> Engine:
         """Load a checkpoint, an artifact directory, ``timm:NAME`` or ``open_clip:NAME/TAG`` (see ``load_runtime``)."""

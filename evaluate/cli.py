@@ -47,7 +47,7 @@ class EvaluateOptions:
     backend: str | None = None
     """Runtime, such as torch or onnx (default: what the model asks for)."""
     device: str = "auto"
-    """Of the torch backend: auto (a GPU where there is one), cpu, cuda, cuda:1."""
+    """auto (a GPU where there is one), cpu, cuda, cuda:1; of the onnx backends also tensorrt."""
     threads: int | None = None
     """CPU threads (default: the backend's choice)."""
     image_size: int | None = None

@@ -60,7 +60,7 @@ class SegmentationOptions:
     backend: str | None = None
     """Runtime (default: torch)."""
     device: str = "auto"
-    """Of the torch backend: auto (a GPU where there is one), cpu, cuda, cuda:1."""
+    """auto (a GPU where there is one), cpu, cuda, cuda:1; of the onnx backends also tensorrt."""
     threads: int | None = None
     """CPU threads (default: the backend's choice)."""
     seed: int = 0

@@ -35,7 +35,8 @@ class ExportOptions:
     spec: Annotated[str, tyro.conf.Positional] = "bundled"
     """Model: bundled, ckpt.pt, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, an authors' .pth."""
     to: tuple[str, ...] = ("auto",)
-    """Engines: onnx, onnx-int8, openvino, openvino-bf16, aoti; auto: onnx and the openvino ones that run here."""
+    """Engines: onnx, onnx-int8, openvino, openvino-bf16, aoti, tensorrt, tensorrt-fp16, tensorrt-bf16; auto: onnx and
+    the openvino ones that run here."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an artifact that is there."""
     images: Path | None = None

@@ -13,16 +13,20 @@ from digpt.errors import BackendError
 from digpt.model import InferenceModel, TextModel
 from digpt.runtime.aoti import cpu_instructions
 from digpt.runtime.openvino import supports_bf16
+from digpt.runtime.tensorrt import built_on
 from digpt.runtime.torch_bf16 import check_compiler
 from digpt.segmentation import Segmenter
 from export import build_aoti, build_int8, build_onnx
+from export.build_tensorrt import TensorrtGraphs
 from export.job import Job, calibration_crops
+
+Builder = Callable[[Job, Path], dict[str, Any]]
 
 ROLES = ("image", "text", "segment")  # the entries of an engine that name files
 
 
 class Graphs(Protocol):
-    """A module that writes the graphs of a model as files of one kind: ``build_onnx``, ``build_aoti``."""
+    """What writes the graphs of a model as files of one kind: ``build_onnx``, ``build_aoti``, ``TensorrtGraphs``."""
 
     def build_image(
         self, module: InferenceModel, path: Path, *, size: int, outputs: tuple[str, ...], identity: str
@@ -74,6 +78,16 @@ def _build_int8(job: Job, directory: Path) -> dict[str, Any]:
     return entry | {"precision": "int8", "calibration": calibration}
 
 
+def _build_tensorrt(precision: str) -> Builder:
+    """Engines of one precision, with the GPU and the TensorRT that alone can run them."""
+
+    def build(job: Job, directory: Path) -> dict[str, Any]:
+        entry = _build(TensorrtGraphs(precision), f"-tensorrt-{precision}.pt2", job, directory)
+        return entry | {"precision": precision, "built_on": built_on()}
+
+    return build
+
+
 def explain(job: Job, target: str, directory: Path) -> tuple[str, ...]:
     """What can be said about why ``target`` was refused, its files being still there."""
     if target != "onnx-int8":
@@ -81,23 +95,31 @@ def explain(job: Job, target: str, directory: Path) -> tuple[str, ...]:
     return tuple(build_int8.worst_layers(directory / "image.onnx", directory / "image-int8.onnx", job.crops))
 
 
-BUILDERS: dict[str, Callable[[Job, Path], dict[str, Any]]] = {
+BUILDERS: dict[str, Builder] = {
     "onnx": _build_onnx,
     "onnx-int8": _build_int8,
     "openvino": _build_onnx,
     "openvino-bf16": _build_openvino_bf16,
     "aoti": _build_aoti,
+    "tensorrt": _build_tensorrt("fp32"),
+    "tensorrt-fp16": _build_tensorrt("fp16"),
+    "tensorrt-bf16": _build_tensorrt("bf16"),
 }
 
 
 def check_machine(target: str) -> None:
-    """Raise BackendError, before anything is computed, when this machine cannot build or run ``target``."""
+    """Raise BackendError, before anything is computed, when this machine cannot build or run ``target``.
+
+    MissingDependencyError where the library for it is not installed.
+    """
     if target == "openvino-bf16" and not supports_bf16():
         raise BackendError(
             "--to openvino-bf16 needs a CPU with bfloat16 instructions (AVX512-BF16, AMX); leave it out."
         )
     if target == "aoti":
         check_compiler("--to aoti")
+    if target.startswith("tensorrt"):
+        built_on()
 
 
 def default_targets() -> tuple[str, ...]:

@@ -44,6 +44,7 @@ COMMANDS = {
     "evaluate.doctor": {"--data-root", "--data", "--sets", "--deep", "--json"},
     "evaluate.recompute": {"--json"},
     "export": {"--to", "--output", "--image-size"},
+    "export.gpu_check": {"--parity-images", "--json"},
     "export.card": {"--results", "--license", "--output"},
     "export.push": set(),
     "serve": {"--model", "--host", "--port", "--image-size"},

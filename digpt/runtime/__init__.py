@@ -40,28 +40,43 @@ def _choose_torch(model: Model, threads: int | None, device: str) -> Runtime:
     return choose(model, threads=threads, device=device)
 
 
-def _load_onnx(spec: str, backend: str, threads: int | None) -> Runtime:
+def _load_onnx(spec: str, backend: str, threads: int | None, device: str) -> Runtime:
     from digpt.runtime.onnx import OnnxRuntime
 
-    return OnnxRuntime(Path(spec), backend, threads=threads)
+    return OnnxRuntime(Path(spec), backend, threads=threads, device=device)
 
 
-def _load_openvino(spec: str, backend: str, threads: int | None) -> Runtime:
+def _load_openvino(spec: str, backend: str, threads: int | None, device: str) -> Runtime:
     from digpt.runtime.openvino import OpenvinoRuntime
 
+    _only_on(("auto", "cpu"), backend, device)
     return OpenvinoRuntime(Path(spec), backend, threads=threads)
 
 
-def _load_aoti(spec: str, backend: str, threads: int | None) -> Runtime:
+def _load_aoti(spec: str, backend: str, threads: int | None, device: str) -> Runtime:
     from digpt.runtime.aoti import AotiRuntime
 
+    _only_on(("auto", "cpu"), backend, device)
     return AotiRuntime(Path(spec), backend, threads=threads)
 
 
-def _load_remote(spec: str, backend: str | None, threads: int | None, device: str) -> Runtime:
+def _load_tensorrt(spec: str, backend: str, threads: int | None, device: str) -> Runtime:
+    from digpt.runtime.tensorrt import TensorrtRuntime
+
+    _only_on(("auto", "cuda"), backend, device)
+    return TensorrtRuntime(Path(spec), backend, threads=threads)
+
+
+def _only_on(devices: tuple[str, str], backend: str, device: str) -> None:
+    """Raise BackendError when ``device`` is not among those that ``backend`` can be asked for."""
+    if device not in devices:
+        raise BackendError(f"The {backend} backend does not run on {device}; valid for --device: {', '.join(devices)}.")
+
+
+def _load_remote(spec: str, backend: str | None, threads: int | None, device: str | None) -> Runtime:
     from digpt.runtime.remote import RemoteRuntime
 
-    if backend not in (None, AUTO) or device not in ("auto", "cpu"):
+    if backend not in (None, AUTO) or device not in (None, "auto", "cpu"):
         given = f"--device {device}" if backend in (None, AUTO) else f"--backend {backend}"
         raise BackendError(f"{spec} is a running server, which chose its backend and device itself; leave out {given}.")
 
@@ -76,12 +91,15 @@ MODEL_BACKENDS: dict[str, Callable[[Model, int | None, str], Runtime]] = {
     AUTO: _choose_torch,
 }
 # A name stands for a library and a precision; the loader is given it, since one file may run several.
-ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
+ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None, str], Runtime]] = {
     "onnx": _load_onnx,
     "onnx-int8": _load_onnx,
     "openvino": _load_openvino,
     "openvino-bf16": _load_openvino,
     "aoti": _load_aoti,
+    "tensorrt": _load_tensorrt,
+    "tensorrt-fp16": _load_tensorrt,
+    "tensorrt-bf16": _load_tensorrt,
 }
 
 
@@ -90,7 +108,7 @@ def load_runtime(
     backend: str | None = None,
     *,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     image_size: int | None = None,
 ) -> Runtime:
     """Load ``spec`` on ``backend`` (default: torch for a model, what the manifest names for an artifact directory).
@@ -98,8 +116,10 @@ def load_runtime(
     ``auto`` is the manifest's choice too; for a model it times torch's variants and prints a table to standard error.
     A URL, ``http://HOST:PORT``, is a running server, see ``digpt.runtime.remote``.
 
-    ``device`` is the torch backend's; ``auto`` is a GPU where there is one. ``image_size`` is the side in pixels at
-    which a model is to work instead of its own (see ``digpt.sources.load_model``).
+    ``device`` is ``cpu``, ``cuda``, ``cuda:N`` or ``auto``, a GPU where there is one; for the onnx backends also
+    ``tensorrt``. What is named is used or refused. Left out it is ``cpu`` for a model, ``auto`` for an artifact.
+    ``image_size`` is the side in pixels at which a model is to work instead of its own (see
+    ``digpt.sources.load_model``).
 
     Raises:
         BackendError: the backend is unknown, or cannot run this kind of spec; the message names those that can.
@@ -124,10 +144,10 @@ def load_runtime(
         )
     from digpt.sources import load_model
 
-    return MODEL_BACKENDS[backend or "torch"](load_model(spec, image_size=image_size), threads, device)
+    return MODEL_BACKENDS[backend or "torch"](load_model(spec, image_size=image_size), threads, device or "cpu")
 
 
-def _load_artifact(spec: str, backend: str | None, threads: int | None, device: str) -> Runtime:
+def _load_artifact(spec: str, backend: str | None, threads: int | None, device: str | None) -> Runtime:
     from digpt.manifest import read_manifest
 
     manifest = read_manifest(spec)
@@ -142,8 +162,4 @@ def _load_artifact(spec: str, backend: str | None, threads: int | None, device: 
         raise BackendError(f"{spec} holds no {backend} engine; it holds: {', '.join(held) or 'none'}. {way_out}")
     if backend not in ARTIFACT_BACKENDS:
         raise BackendError(f"{spec} was exported for {backend!r}, which this digpt cannot run. Upgrade digpt.")
-    if device not in ("auto", "cpu"):
-        raise BackendError(
-            f"The {backend} backend chooses its device itself; --device {device} is for the torch backend."
-        )
-    return ARTIFACT_BACKENDS[backend](spec, backend, threads)
+    return ARTIFACT_BACKENDS[backend](spec, backend, threads, device or AUTO)

@@ -34,6 +34,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self.model = model
         self.device = _device(device)
+        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds a convolution's float32 to 10 bits on GPUs
         self.golden: Golden | None = None
         model.module.float().eval().requires_grad_(False).to(self.device)
         if model.text is not None:

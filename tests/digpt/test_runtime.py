@@ -95,7 +95,7 @@ def test_a_checkpoint_loads_on_torch_and_only_there(tmp_path: Path) -> None:
 
 
 def test_unknown_backends_and_urls_are_refused_with_what_works() -> None:
-    with pytest.raises(BackendError, match=r"valid: torch, .*, auto, onnx, .*, aoti\. Did you mean 'onnx'"):
+    with pytest.raises(BackendError, match=r"valid: torch, .*, auto, onnx, .*, tensorrt-bf16\. Did you mean 'onnx'"):
         load_runtime("bundled", "onxx")
     with pytest.raises(BackendError, match="cannot be reached"):
         load_runtime("http://127.0.0.1:1")

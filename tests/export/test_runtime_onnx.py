@@ -103,8 +103,8 @@ def test_an_artifact_runs_only_on_the_engines_it_holds(text_artifact: Path) -> N
         load_runtime(str(text_artifact), "torch-bf16")
     with pytest.raises(BackendError, match="Export one: python -m export CKPT --to openvino --output DIR"):
         load_runtime(str(text_artifact), "openvino")
-    with pytest.raises(BackendError, match="The onnx backend chooses its device itself; --device cuda"):
-        load_runtime(str(text_artifact), "auto", device="cuda")
+    with pytest.raises(BackendError, match="holds no tensorrt engine; it holds: onnx"):
+        load_runtime(str(text_artifact), "tensorrt")
 
 
 def test_a_closed_runtime_says_so(text_artifact: Path) -> None:
