@@ -17,7 +17,7 @@ from digpt.runtime.fake import FakeRuntime, hashed_vector
 from export.abstain import COUNTS, LEAST, best_of, calibrate, equal_error
 from export.tables import abstain_line
 
-LABELS = [f"thing {number}" for number in range(40)]
+LABELS = [f"thing {number:02d}" for number in range(40)]
 
 
 class Knowing(FakeRuntime):
@@ -113,11 +113,11 @@ def test_a_picture_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) ->
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     for number in range(LEAST):
-        (tmp_path / f"thing_{number % 2}").mkdir(exist_ok=True)
-        (tmp_path / f"thing_{number % 2}" / f"{number}.png").write_bytes(
+        (tmp_path / f"thing_0{number % 2}").mkdir(exist_ok=True)
+        (tmp_path / f"thing_0{number % 2}" / f"{number}.png").write_bytes(
             buffer.getvalue()[: 30 if number == 5 else None]
         )
-    with pytest.raises(InputError, match="A picture of 'thing 1'"):
+    with pytest.raises(InputError, match="A picture of 'thing 01'"):
         calibrate(Engine(Knowing(0.2)), tmp_path)
 
 
