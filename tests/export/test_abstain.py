@@ -86,8 +86,7 @@ def test_the_rates_are_those_of_images_that_did_not_choose(folder: Path) -> None
             return np.where(odd[:, None], -1, 1) * super().embed(images)
 
     found = calibrate(Engine(Half(0.2)), folder)
-    assert found.rule is not None and found.rule.cosine[0] > 0
-    assert found.errors[0].false_reject == 1.0
+    assert found.rule is None and "do not tell" in found.reason  # the others' rates are those that count
 
 
 @pytest.mark.parametrize(
