@@ -154,20 +154,27 @@ def classify_tab(engine: Engine, examples: list[Example], concepts: list[str], a
                     placeholder=f"the model's own: {'; '.join(engine.info.templates[:3])}",
                 )
                 top_k = gr.Slider(1, 20, value=5, step=1, label="How many labels to show")
+                none = gr.Checkbox(
+                    False, label='Allow the answer "none of these"', visible=engine.info.abstain is not None
+                )
     with gr.Row():
         result = gr.Label(label="Probability of each label")
         command = shell_command()
 
     @sentences
-    def run(path: str | None, names: str, pattern: str, k: float, request: gr.Request) -> tuple[dict[str, float], str]:
-        scores = handlers.classify(engine, path, names, pattern, k)
+    def run(
+        path: str | None, names: str, pattern: str, k: float, abstain: bool, request: gr.Request
+    ) -> tuple[dict[str, float], str]:
+        scores = handlers.classify(engine, path, names, pattern, k, abstain)
         given = handlers.parse_labels(names)
-        return scores, snippets.curl_classify(api_address(request, api_here), path, given, pattern, int(k))
+        return scores, snippets.curl_classify(api_address(request, api_here), path, given, pattern, int(k), abstain)
 
-    def run_if_given(path: str | None, names: str, pattern: str, k: float, request: gr.Request) -> tuple[Any, str]:
-        return run(path, names, pattern, k, request) if path else (None, "")
+    def run_if_given(
+        path: str | None, names: str, pattern: str, k: float, abstain: bool, request: gr.Request
+    ) -> tuple[Any, str]:
+        return run(path, names, pattern, k, abstain, request) if path else (None, "")
 
-    inputs, outputs = [picture, labels, template, top_k], [result, command]
+    inputs, outputs = [picture, labels, template, top_k, none], [result, command]
     gr.on([button.click, labels.submit], run, inputs, outputs, api_name="classify")
     picture.change(run_if_given, inputs, outputs, api_visibility="private")
     suggestion.input(

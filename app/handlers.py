@@ -39,17 +39,28 @@ def crop(engine: Engine, path: str | None) -> np.ndarray:
     return engine.decode(Path(path).read_bytes())
 
 
-def classify(engine: Engine, path: str | None, labels: str, template: str, top_k: float) -> dict[str, float]:
-    """Score a picture: ``{label: probability}``, best first. Without labels the model's own are used."""
+def classify(
+    engine: Engine, path: str | None, labels: str, template: str, top_k: float, abstain: bool = False
+) -> dict[str, float]:
+    """Score a picture: ``{label: probability}``, best first. Without labels the model's own are used.
+
+    ``abstain`` adds "none of these".
+    """
     names, pattern = parse_labels(labels), template.strip()
-    return scores(engine, crop(engine, path), names or None, [pattern] if names and pattern else None, int(top_k))
+    templates = [pattern] if names and pattern else None
+    return scores(engine, crop(engine, path), names or None, templates, int(top_k), abstain)
 
 
 def scores(
-    engine: Engine, picture: np.ndarray, labels: Sequence[str] | None, templates: Sequence[str] | None, top_k: int
+    engine: Engine,
+    picture: np.ndarray,
+    labels: Sequence[str] | None,
+    templates: Sequence[str] | None,
+    top_k: int,
+    abstain: bool = False,
 ) -> dict[str, float]:
     """Score one crop uint8 ``[H,W,3]``: ``{label: probability}``, best first."""
-    best = engine.classify([picture], labels, templates, top_k=top_k)[0]
+    best = engine.classify([picture], labels, templates, top_k=top_k, abstain=abstain)[0]
     return {prediction.label: prediction.score for prediction in best}
 
 

@@ -9,13 +9,17 @@ from pathlib import Path
 CHECKPOINT = "CKPT.pt"  # stands for a model whose place is not told
 
 
-def curl_classify(address: str, path: str | None, labels: Sequence[str], template: str, top_k: int) -> str:
+def curl_classify(
+    address: str, path: str | None, labels: Sequence[str], template: str, top_k: int, abstain: bool = False
+) -> str:
     """``POST /classify`` with one file. ``--form-string`` because curl reads a file where a value begins with @."""
     parts = [_file(path)]
     parts += [f"--form-string {shlex.quote(f'labels={label}')}" for label in labels]
     if labels and template.strip():
         parts.append(f"--form-string {shlex.quote(f'templates={template.strip()}')}")
     parts.append(f"-F top_k={top_k}")
+    if abstain:
+        parts.append("-F abstain=true")
     return _curl(f"{address}/classify", parts)
 
 

@@ -16,11 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from digpt.abstain import NONE_OF_THESE
 from digpt.cache import LruCache
 from digpt.errors import BackendError, CapabilityError, InputError, MissingDependencyError
 from digpt.preprocess import DecodeLimits, decode
 from digpt.runtime import load_runtime
-from digpt.runtime.base import Runtime, RuntimeInfo, check_images, check_pictures, no_logits, no_pixels, no_text
+from digpt.runtime.base import (
+    Runtime,
+    RuntimeInfo,
+    check_images,
+    check_pictures,
+    no_abstain,
+    no_logits,
+    no_pixels,
+    no_text,
+)
 from digpt.runtime.golden import GoldenReport, check_golden
 from digpt.text import TEXT_BATCH, class_embeddings, class_set_hash
 from digpt.text import normalize as unit_rows
@@ -195,11 +205,14 @@ class Engine:
         matrix: np.ndarray | None = None,
         top_k: int = 5,
         multi_label: bool = False,
+        abstain: bool = False,
     ) -> list[list[Prediction]]:
         """Crops -> for each the ``top_k`` best labels, best first.
 
         With ``labels`` (and ``matrix`` if their embeddings are at hand): softmax of the learned logit scale times the
         cosine, or with ``multi_label`` a sigmoid for each label. Without: the linear head, else the model's own labels.
+        ``abstain`` adds the label NONE_OF_THESE, whose cosine is the calibrated threshold: it is the best where no
+        other comes as near.
 
         Raises:
             CapabilityError: the model cannot do this; the message names models that can.
@@ -208,13 +221,18 @@ class Engine:
         if labels is None and matrix is None and self.info.head == "linear":
             if multi_label:
                 raise self._no_multi_label()
+            if abstain:
+                self.require_abstain(labels)
             if self.info.labels is None:
                 raise CapabilityError(
                     f"{self.info.name} has a linear head whose classes have no names; use its logits."
                 )
             return top_predictions(softmax(self.logits(images)), self.info.labels, top_k)
+        if abstain:
+            self.require_abstain(labels)
+        embeddings = self.embed_images(images)
         return self.classify_embeddings(
-            self.embed_images(images), labels, templates, matrix=matrix, top_k=top_k, multi_label=multi_label
+            embeddings, labels, templates, matrix=matrix, top_k=top_k, multi_label=multi_label, abstain=abstain
         )
 
     def classify_embeddings(
@@ -226,6 +244,7 @@ class Engine:
         matrix: np.ndarray | None = None,
         top_k: int = 5,
         multi_label: bool = False,
+        abstain: bool = False,
     ) -> list[list[Prediction]]:
         """As ``classify`` for embeddings ``[B,D]`` already computed (normalised or not), always by text."""
         if multi_label and self.info.logit_bias is None:
@@ -246,14 +265,28 @@ class Engine:
             matrix = self.class_matrix(labels, templates)
         if len(matrix) != len(labels):
             raise InputError(f"{len(labels)} labels for a matrix of {len(matrix)} rows.")
-        return top_predictions(self.scores(embeddings, matrix, multi_label=multi_label), labels, top_k)
+        cosine = self.similarity(embeddings, matrix)
+        if abstain:
+            if self.info.abstain is None:
+                raise no_abstain(self.info)
+            threshold = np.full((len(cosine), 1), self.info.abstain.threshold(len(labels)), np.float32)
+            cosine, labels = np.concatenate([cosine, threshold], axis=1), (*labels, NONE_OF_THESE)
+        return top_predictions(self._scores_of(cosine, multi_label), labels, top_k)
+
+    def require_abstain(self, labels: Sequence[str] | None) -> None:
+        """Raise CapabilityError where ``classify`` with these labels cannot answer "none of these"."""
+        if self.info.abstain is None or (labels is None and self.info.head == "linear"):
+            raise no_abstain(self.info)
 
     def scores(self, embeddings: np.ndarray, matrix: np.ndarray, *, multi_label: bool = False) -> np.ndarray:
         """Embeddings ``[B,D]`` and class matrix ``[C,D]`` -> float32 ``[B,C]`` scores in ``[0, 1]``."""
+        return self._scores_of(self.similarity(embeddings, matrix), multi_label)
+
+    def _scores_of(self, cosine: np.ndarray, multi_label: bool) -> np.ndarray:
         scale = self.info.logit_scale
         if scale is None:
             raise no_text(self.info)
-        logits = scale * self.similarity(embeddings, matrix)
+        logits = scale * cosine
         if not multi_label:
             return softmax(logits)
         if self.info.logit_bias is None:

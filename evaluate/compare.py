@@ -2,6 +2,7 @@
 
     python -m evaluate.compare runs/released runs/candidate
     python -m evaluate.compare runs/released runs/candidate --output runs/comparison --fail-if-worse --margin 0.5
+    python -m evaluate.compare runs/torch runs/onnx runs/openvino runs/openvino-bf16 --same
 
 A and B are what two evaluations of the same protocol were given as --output; their stores hold every answer, so that
 neither models nor data are needed.
@@ -16,6 +17,10 @@ bootstrap. Intervals are 95 % paired bootstrap intervals.
 below -M: a non-inferiority test of each set at the one-sided level of 2.5 %. Passing claims non-inferiority on every
 set at once, so that this part needs no adjustment. A loss that is certain but within the margin fails by the first
 test alone; --alpha 0 leaves that out. Exit code 2: the two cannot be compared.
+
+--same asks instead whether one model answers alike on several engines, of which the first is the reference: exit code
+1 where an engine of float32 gives any cell another error by more than 0.1 points, or where a coarser one shifts the
+mean error of a sweep (its 95 % paired interval leaves out zero). See evaluate.drift.
 """
 
 from __future__ import annotations
@@ -43,6 +48,8 @@ from digpt.significance import holm
 from evaluate.cli import TABLE_WIDTH, guarded, parse
 from evaluate.compare_report import page
 from evaluate.compare_table import largest, points, render, shown_p
+from evaluate.drift import drifts
+from evaluate.drift_report import publish
 from evaluate.measure import ALEXNETS, Bootstraps, answers_of
 from evaluate.paired import (
     PRIMARY,
@@ -74,6 +81,10 @@ class CompareOptions:
     """What the evaluation of the model to compare with was given as --output."""
     b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """What the evaluation of the new model was given as --output."""
+    more: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[B ...]")] = ()
+    """With --same: the evaluations on further engines."""
+    same: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """All are one model on several engines, A's being the reference: exit code 1 where the numbers drifted."""
     output: Path | None = None
     """Directory for compare.json, per_class.csv and compare.html (default: keep nothing)."""
     fail_if_worse: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[METRIC ...]")] = None
@@ -114,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: CompareOptions) -> int:
     _check(options)
+    if options.same:
+        return _run_same(options)
     with redirect_stdout(sys.stderr), bars() as progress:
         a, b = open_pair(options.a, options.b)
         comparison = compare(a, b, metrics=options.fail_if_worse or (), progress=progress)
@@ -137,7 +150,19 @@ def _run(options: CompareOptions) -> int:
     return int(bool(gate.failures))
 
 
+def _run_same(options: CompareOptions) -> int:
+    with redirect_stdout(sys.stderr), bars() as progress:
+        pairs = [open_pair(options.a, other) for other in (options.b, *options.more)]
+        found = drifts(pairs[0][0], [other for _, other in pairs], progress)
+    publish(found, options.output, as_json=options.json)
+    return int(not found.passed)
+
+
 def _check(options: CompareOptions) -> None:
+    if options.more and not options.same:
+        raise ConfigError("Two models are compared at a time; one model on several engines: add --same.")
+    if options.same and options.fail_if_worse is not None:
+        raise ConfigError("--same is a gate of its own: leave --fail-if-worse out.")
     if not 0 <= options.alpha < 1:
         raise ConfigError(f"--alpha {options.alpha} must be at least 0 and below 1, such as 0.05.")
     if options.margin is not None and options.fail_if_worse is None:
@@ -148,7 +173,7 @@ def _check(options: CompareOptions) -> None:
         raise ConfigError(f"--classes {options.classes} must be at least 0.")
     if options.output is None:
         return
-    if options.output.resolve() in (options.a.resolve(), options.b.resolve()):
+    if options.output.resolve() in [path.resolve() for path in (options.a, options.b, *options.more)]:
         raise ConfigError(
             f"--output {options.output} holds an evaluation, whose files would be replaced; give another."
         )
@@ -219,7 +244,7 @@ def _notices(a: Store, b: Store) -> Iterator[str]:
     if one["fingerprint"] == other["fingerprint"]:
         yield (
             f"A and B are the same model, fingerprint {one['fingerprint'][:19]}: "
-            "what differs comes from the backend, the precision or the machine."
+            "what differs comes from the backend, the precision or the machine; --same asks whether it matters."
         )
     if one.get("classifier") != other.get("classifier"):
         by = (one.get("classifier") or "nothing", other.get("classifier") or "nothing")

@@ -185,12 +185,12 @@ def _sweep(dataset: str, rows: Sequence[Row], alpha: float, margin: float | None
         f"Errors on {dataset}",
         _forest("Error, B minus A in points", "left of the line B is better", means, alpha, margin),
         _note("The sweep is tested once, by its mean; single corruptions have intervals only."),
-        element("div", _heat_table(own), class_="scroll"),
+        element("div", heat_table(own), class_="scroll"),
         _note("Error by severity, B minus A in points: red where B errs more. Tooltips hold both errors."),
     )
 
 
-def _heat_table(own: Mapping[str, Row]) -> Markup:
+def heat_table(own: Mapping[str, Row]) -> Markup:
     """Corruptions by severity: how much more (red) or less (green) B errs, in points; ``own`` are errors by split."""
     names = [split for split in own if "/" not in split and split != "mean"]
     severities = sorted({split.partition("/")[2] for split in own if "/" in split})

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from digpt.errors import ConfigError, DigptError
 from export.pipeline import Outcome, run
-from export.tables import details, summary
+from export.tables import abstain_line, details, summary
 
 TABLE_WIDTH = 120  # where the output is no terminal
 
@@ -95,6 +95,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "backend": outcome.manifest["backend"],
         "passed": outcome.passed,
         "peak_memory_mb": outcome.manifest["peak_memory_mb"],
+        "abstain": outcome.manifest["abstain"],
         "engines": {
             engine.target: {
                 "passed": engine.passed,
@@ -121,6 +122,7 @@ def show(outcome: Outcome, output: Path) -> None:
     if refused:
         names = ", ".join(engine.target for engine in refused)
         console.print(f"not written, because it does not match torch float32: {names}", soft_wrap=True)
+    console.print(abstain_line(outcome.calibration), soft_wrap=True)
     if memory := outcome.manifest["peak_memory_mb"]:
         console.print(f"peak memory {memory:,.0f} MB")
     if outcome.directory is not None:

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from digpt.artifact import canonical_json
+from digpt.engine import Engine
 from digpt.errors import ConfigError, DataError, InputError
 from digpt.runtime.artifact import identity
 from digpt.runtime.base import Golden
 from digpt.runtime.golden import write_golden
 from digpt.runtime.torch import TorchRuntime
 from digpt.sources import Model, load_model
+from export.abstain import Calibration, calibrate
 from export.images import bundled_images, bundled_names, evenly, folder_images
 from export.tokenizer import write_tokenizer
 
@@ -45,6 +47,7 @@ class Job:
     outputs: tuple[str, ...]
     threads: int | None
     images: Path | None
+    calibration: Calibration
 
     @property
     def identity(self) -> str:
@@ -77,7 +80,9 @@ def load_job(
     labels = tuple(model.labels or (evenly(bundled_names(), FOREIGN_LABELS) if model.text else ()))
     manifest = _manifest(model, directory, labels)  # first: it refuses tokenizers that cannot be exported
     write_golden(directory / GOLDEN_FILE, _golden(reference, crops, encoded, labels))
-    return Job(model, reference, manifest, crops, labels, _outputs(model, patch_tokens), threads, images)
+    calibration = calibrate(Engine(reference), images)
+    manifest["abstain"] = calibration.to_dict()
+    return Job(model, reference, manifest, crops, labels, _outputs(model, patch_tokens), threads, images, calibration)
 
 
 def calibration_crops(job: Job) -> tuple[np.ndarray, bool]:
@@ -121,7 +126,7 @@ def _manifest(model: Model, directory: Path, labels: Sequence[str]) -> dict[str,
         "segment_crop": None if model.module.segmenter is None else model.module.segmenter.config.crop,
         "segment_reduce_zero": model.module.segmenter is not None and model.module.segmenter.config.reduce_zero,
         "text": text,
-        "abstain_threshold": None,
+        "abstain": None,
         "engines": {},
         "refused": {},
         "golden": {"file": GOLDEN_FILE, "images": GOLDEN_IMAGES, "reference": "torch fp32"},

@@ -21,6 +21,7 @@ from digpt.runtime.base import Runtime, RuntimeInfo
 from digpt.runtime.golden import GoldenReport
 from digpt.runtime.precision import GOLDEN_TOLERANCE
 from digpt.runtime.timing import speed, take_turns, time_engines
+from export.abstain import Calibration
 from export.builders import BUILDERS, check_machine, default_targets, engine_files, explain
 from export.job import Job, load_job
 from export.parity import ParityReport, measure
@@ -57,6 +58,7 @@ class Outcome:
     manifest: dict[str, Any]
     engines: tuple[EngineOutcome, ...]
     asked: tuple[str, ...]
+    calibration: Calibration
 
     @property
     def passed(self) -> bool:
@@ -136,7 +138,7 @@ def run(
         kept = [outcome for outcome in outcomes if outcome.passed]
         job.manifest["peak_memory_mb"] = peak_memory_mb()
         if not kept:
-            return Outcome(None, job.manifest, outcomes, asked)
+            return Outcome(None, job.manifest, outcomes, asked, job.calibration)
         shared |= {path for entry in job.manifest["engines"].values() for path in engine_files(partial, entry)}
         for path in set(partial.iterdir()) - shared:
             path.unlink()  # of refused engines, and what others were made from
@@ -144,7 +146,7 @@ def run(
         chosen = {"backend": fastest.target, "precision": fastest.parity.precision}
         manifest = seal_manifest(partial, {**job.manifest, **chosen})
         rename_into_place(partial, output)
-    return Outcome(output, manifest, outcomes, asked)
+    return Outcome(output, manifest, outcomes, asked, job.calibration)
 
 
 def _candidate(job: Job, target: str, directory: Path, progress: Callable[[str], None]) -> _Candidate:

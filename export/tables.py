@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from digpt.runtime.timing import speed
+from export.abstain import Calibration
 from export.parity import ParityReport
 from export.pipeline import EngineOutcome, Outcome
 
@@ -36,6 +37,22 @@ def summary(outcome: Outcome) -> Table:
             "yes" if engine.passed else "[red]no[/red]",
         )
     return result
+
+
+def abstain_line(calibration: Calibration) -> str:
+    """At which cosine the model answers "none of these", and how often it is wrong about that."""
+    if calibration.rule is None:
+        return f'"none of these" is not calibrated: {calibration.reason}'
+    parts = []
+    for at, error in enumerate(calibration.errors):
+        cosine = calibration.rule.cosine[at]
+        rates = f"{error.false_reject:.1%} wrongly none, {error.false_accept:.1%} wrongly a label"
+        parts.append(f"  {error.labels:>5,} labels: below cosine {cosine:.3f}; {rates}")
+        if at < len(calibration.unseen):
+            parts[-1] += f"; unseen concepts, {calibration.unseen[at].false_accept:.1%}"
+    of = f"half of {calibration.images:,} images of {calibration.of}"
+    title = f'"none of these", calibrated on {of}; rates are those of the other half:'
+    return "\n".join([title, *parts])
 
 
 def details(engine: EngineOutcome, name: str) -> Table:

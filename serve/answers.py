@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from digpt.engine import Prediction
-from digpt.errors import CapabilityError, InputError
-from digpt.runtime.base import RuntimeInfo, no_logits, no_text
+from digpt.errors import InputError
+from digpt.runtime.base import no_logits, no_text
 from serve.errors import DeadlineError, InferenceError, ItemError, SchemaError, problem
 from serve.images import decode_all
 from serve.inputs import Inputs
@@ -26,8 +26,6 @@ from serve.schemas import ClassifyRequest, EmbedRequest
 from serve.service import ServedModel, Service
 
 T = TypeVar("T")
-
-NONE_OF_THESE = "none of these"
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,27 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
     if request.logits is not None:
         return await head_logits(service, model, inputs, request.logits)
     engine = model.engine
-    threshold = abstain_threshold(engine.info) if request.abstain else None
+    if request.abstain:
+        engine.require_abstain(labels)
     if templates and labels is None and engine.info.head == "linear":
         raise SchemaError("templates say how to word labels; give labels, or leave templates out.", param="templates")
     check_scores(inputs.count, len(labels or engine.info.choices or ()), request.top_k, service.settings)
 
     def compute(crops: list[np.ndarray]) -> list[list[Prediction]]:
-        return engine.classify(crops, labels, templates, top_k=request.top_k, multi_label=request.multi_label)
+        return engine.classify(
+            crops,
+            labels,
+            templates,
+            top_k=request.top_k,
+            multi_label=request.multi_label,
+            abstain=request.abstain,
+        )
 
     outcome = await run(service, model, inputs, [], compute)
     rows, data = iter(outcome.value), []
     for index, error in enumerate(outcome.errors):
         if error is None:
-            best = abstaining(next(rows), threshold)
-            data.append({"index": index, "predictions": [{"label": p.label, "score": p.score} for p in best]})
+            data.append({"index": index, "predictions": [{"label": p.label, "score": p.score} for p in next(rows)]})
         else:
             data.append({"index": index, "error": problem(error, param=inputs.param, index=index).body()})
     return envelope(model, outcome, data, {"images": inputs.count, "texts": len(labels or [])})
@@ -187,20 +192,3 @@ def finite(embeddings: np.ndarray) -> np.ndarray:
     if not np.isfinite(embeddings).all():
         raise InferenceError("The model answered with numbers that are not finite.")
     return embeddings
-
-
-def abstain_threshold(info: RuntimeInfo) -> float:
-    """Return the score below which a model's best label means nothing; CapabilityError if none was calibrated."""
-    if info.abstain_threshold is None:
-        raise CapabilityError(
-            f"{info.name} has no calibrated threshold, so it cannot abstain; leave abstain out, "
-            "or serve an artifact that was exported with one."
-        )
-    return info.abstain_threshold
-
-
-def abstaining(predictions: list[Prediction], threshold: float | None) -> list[Prediction]:
-    """Put "none of these" before predictions whose best score is below the threshold."""
-    if threshold is None or predictions[0].score >= threshold:
-        return predictions
-    return [Prediction(NONE_OF_THESE, 1.0 - predictions[0].score), *predictions]

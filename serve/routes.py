@@ -114,7 +114,7 @@ def card(model: ServedModel, settings: Settings) -> ModelCard:
         templates=list(info.templates),
         logit_scale=info.logit_scale,
         logit_bias=info.logit_bias,
-        abstain_threshold=info.abstain_threshold,
+        abstain=None if info.abstain is None else info.abstain.to_dict(),
         num_labels=len(info.choices or ()),
         limits=Limits(**{name: getattr(settings, name) for name in Limits.model_fields}),
     )

@@ -179,7 +179,7 @@ class ModelCard(BaseModel):
     templates: list[str]
     logit_scale: float | None
     logit_bias: float | None
-    abstain_threshold: float | None
+    abstain: dict[str, list[float]] | None
     num_labels: int
     limits: Limits
     labels: list[str] | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from digpt.abstain import AbstainRule
 from digpt.errors import BackendError, CheckpointError
 from digpt.files import atomic_json, canonical_json
 from digpt.manifest import (
@@ -80,7 +81,7 @@ class Artifact:
             segment_crop=manifest.get("segment_crop"),
             segment_reduce_zero=bool(manifest.get("segment_reduce_zero")),
             patch_tokens="patch_tokens" in self.engine["outputs"],
-            abstain_threshold=manifest.get("abstain_threshold"),
+            abstain=AbstainRule.from_dict(abstain) if (abstain := manifest.get("abstain")) else None,
             threads=threads,
             providers=tuple(providers),
             versions=versions,

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from digpt.abstain import AbstainRule
 from digpt.errors import CapabilityError, InputError
 from digpt.preprocess import Preprocess
 
@@ -26,7 +27,8 @@ class RuntimeInfo:
     multiplier of a cosine (the exponential already taken); ``logit_bias`` is there for sigmoid-trained models only.
     ``labels`` are the classes of the head (``linear``: of pictures, ``upernet``: of pixels) or, without one, those that
     the model brings along. ``segment_crop`` is the side in pixels that an ``upernet`` head was trained at,
-    ``segment_reduce_zero`` whether 0 was no class in the mask files it was trained on.
+    ``segment_reduce_zero`` whether 0 was no class in the mask files it was trained on. ``abstain`` says below which
+    cosine of the best label the answer is "none of these"; None where nobody calibrated it.
     """
 
     name: str
@@ -45,7 +47,7 @@ class RuntimeInfo:
     segment_crop: int | None = None
     segment_reduce_zero: bool = False
     patch_tokens: bool = False
-    abstain_threshold: float | None = None
+    abstain: AbstainRule | None = None
     max_batch: int | None = None
     threads: int | None = None
     providers: tuple[str, ...] = ()
@@ -151,6 +153,19 @@ def no_logits(info: RuntimeInfo) -> CapabilityError:
     return CapabilityError(
         f"{info.name} has neither a linear head nor a text tower, so it cannot classify; models that can: "
         "a finetuned checkpoint (linear head), bundled, or any open_clip:NAME/TAG (text tower)."
+    )
+
+
+def no_abstain(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request that allows "none of these" to a model that nobody calibrated for it."""
+    if info.abstain is not None:
+        return CapabilityError(
+            f"{info.name} answers by its linear head here, and was calibrated for answers by text; give labels to "
+            "choose from, or leave abstain out."
+        )
+    return CapabilityError(
+        f"{info.name} has no calibrated threshold, so it cannot abstain; leave abstain out, or use an artifact that "
+        "was exported with one: python -m export says so."
     )
 
 

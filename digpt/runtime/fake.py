@@ -45,7 +45,7 @@ class FakeRuntime:
         delay: seconds slept per call.
         fail_if: called with each image ``[H,W,3]``; a true answer fails the whole batch with ``RuntimeError``, as a
             backend would.
-        info: any further fields of RuntimeInfo to replace (``logit_bias``, ``abstain_threshold``, ...).
+        info: any further fields of RuntimeInfo to replace (``logit_bias``, ``abstain``, ...).
     """
 
     def __init__(

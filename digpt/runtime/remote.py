@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 import numpy as np
 from PIL import Image
 
+from digpt.abstain import AbstainRule
 from digpt.errors import (
     BackendError,
     CapabilityError,
@@ -324,7 +325,7 @@ def _info(spec: str, card: Mapping[str, Any], threads: int | None) -> RuntimeInf
         templates=tuple(card["templates"]),
         head=card["head"],
         segment_crop=card["segment_crop"],
-        abstain_threshold=card["abstain_threshold"],
+        abstain=AbstainRule.from_dict(abstain) if (abstain := card.get("abstain")) else None,
         threads=threads,
         providers=tuple(card["providers"]),
     )

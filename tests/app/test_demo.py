@@ -110,7 +110,7 @@ def test_errors_are_sentences(api: FastAPI, data: bytes | None, sentence: str) -
     async def scenario() -> None:
         async with browsing(api) as client:
             picture = None if data is None else await upload(client, data)
-            event, error = await call(client, "classify", [picture, "cat", "", 5])
+            event, error = await call(client, "classify", [picture, "cat", "", 5, False])
             assert event == "error"
             assert sentence in json.dumps(error)
             assert (await client.get("/demo")).status_code == 200

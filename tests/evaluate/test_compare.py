@@ -147,7 +147,7 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
 
 def test_the_flags_are_frozen() -> None:
     flags = [field.name for field in dataclasses.fields(CompareOptions)]
-    assert flags == ["a", "b", "output", "fail_if_worse", "alpha", "margin", "classes", "json"]
+    assert flags == ["a", "b", "more", "same", "output", "fail_if_worse", "alpha", "margin", "classes", "json"]
 
 
 # -------------------------------------------------------------------------------------------------------- the refusals

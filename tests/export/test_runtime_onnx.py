@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+from digpt.abstain import AbstainRule
 from digpt.engine import Engine
 from digpt.errors import BackendError, CapabilityError, CheckpointError, DigptError
 from digpt.runtime import load_runtime
@@ -215,6 +216,22 @@ def test_a_file_without_a_recorded_hash_is_refused_even_with_right_hashes(
     edit(copied, lambda manifest: change(manifest, name), reseal=True)
     with pytest.raises(CheckpointError, match=f"names '{re.escape(name)}' as its {role}, which is not among the files"):
         load_runtime(str(copied))
+
+
+def test_no_file_of_an_artifact_is_left_out_above(text_artifact: Path) -> None:
+    files = {path.name for path in text_artifact.rglob("*") if path.is_file()}
+    assert files == {"image.onnx", "text.onnx", "tokenizer.json", "golden.npz", "manifest.json"}
+
+
+def test_thresholds_of_none_of_these_are_the_manifests(copied: Path) -> None:
+    recorded = {"labels": [1, 10], "cosine": [0.1, 0.2], "images": 100}
+    edit(copied, lambda manifest: manifest.update(abstain=recorded), reseal=True)
+    assert load_runtime(str(copied)).info.abstain == AbstainRule((1, 10), (0.1, 0.2))
+    edit(copied, lambda manifest: manifest["abstain"].update(cosine=[0.1, 0.3]), reseal=False)
+    with pytest.raises(CheckpointError, match="'abstain' is not what was exported"):
+        load_runtime(str(copied))
+    edit(copied, lambda manifest: manifest.pop("abstain") and None, reseal=True)  # as artifacts once were
+    assert load_runtime(str(copied)).info.abstain is None
 
 
 def test_older_and_newer_formats_are_refused_with_what_to_do(copied: Path) -> None:

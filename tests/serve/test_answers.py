@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from digpt.abstain import AbstainRule
 from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
 
@@ -206,14 +207,18 @@ def test_multi_label_needs_a_logit_bias(serving: Callable[..., httpx.Client], im
 
 
 def test_abstaining(serving: Callable[..., httpx.Client], image: Image) -> None:
-    client = serving({"plain": Engine(FakeRuntime()), "unsure": Engine(FakeRuntime(abstain_threshold=0.999))})
+    unsure = Engine(FakeRuntime(abstain=AbstainRule((1,), (0.999,))))
+    client = serving({"plain": Engine(FakeRuntime()), "unsure": unsure})
     request = {"images": [b64(image())], "labels": ["a", "b", "c"], "abstain": True}
     refused = client.post("/classify", json={**request, "model": "plain"})
     assert refused.status_code == 422
     assert "no calibrated threshold" in refused.json()["error"]["message"]
     best = client.post("/classify", json={**request, "model": "unsure"}).json()["data"][0]["predictions"]
     assert [prediction["label"] for prediction in best].index("none of these") == 0
-    assert best[0]["score"] == pytest.approx(1 - best[1]["score"])
+    assert best[0]["score"] == pytest.approx(1 - sum(prediction["score"] for prediction in best[1:]))
+    card = client.get("/models/unsure").json()
+    assert card["abstain"] == {"labels": [1], "cosine": [0.999]}
+    assert client.get("/models/plain").json()["abstain"] is None
 
 
 def test_a_real_model_answers_like_its_engine(

@@ -39,7 +39,7 @@ def page(serving_app: Any) -> Iterator[httpx.Client]:
 
 
 def ask(page: httpx.Client, picture: Any) -> httpx.Response:
-    return page.post(CALL, json={"data": [picture, "cat", "", 5]})
+    return page.post(CALL, json={"data": [picture, "cat", "", 5, False]})
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 )
 def test_nothing_is_fetched(page: httpx.Client, no_downloads: list[Any], picture: Any) -> None:
     for path in (CALL, "/demo/gradio_api/queue/join", "/demo/gradio_api/run/classify"):
-        answer = page.post(path, json={"data": [picture, "cat", "", 5], "fn_index": 0, "session_hash": "x"})
+        answer = page.post(path, json={"data": [picture, "cat", "", 5, False], "fn_index": 0, "session_hash": "x"})
         assert answer.status_code == 422, answer.text
         assert "not fetched here" in answer.json()["error"]["message"]
     for path in ("/demo/gradio_api/file=http://example.com/x.png", "/demo/gradio_api/proxy=https://example.com/x"):
