@@ -78,7 +78,7 @@ def test_classify_and_compare_over_http(api: FastAPI, engine: Engine) -> None:
     async def scenario() -> None:
         async with browsing(api) as client:
             picture = await upload(client, data)
-            event, (label, command) = await call(client, "classify", [picture, "cat\nrocket", "", 5])
+            event, (label, command) = await call(client, "classify", [picture, "cat\nrocket", "", 5, False])
             assert event == "complete"
             expected = engine.classify([engine.decode(data)], ["cat", "rocket"])[0]
             shown = {best["label"]: best["confidence"] for best in label["confidences"]}
