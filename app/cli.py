@@ -5,25 +5,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
+from app.search import folder
 from digpt.engine import Engine
 from digpt.errors import DigptError
 
 
 @dataclass(frozen=True)
 class AppConfig:
-    """Try a model in the browser.
+    """Try models in the browser.
 
     python -m app --model bundled
-    python -m app --model open_clip:ViT-B-16/openai
+    python -m app --model open_clip:ViT-B-16/openai --search-dir my-pictures
+    python -m app --model bundled --model runs/onnx
     """
 
-    model: str = "bundled"
-    """bundled, a ckpt.pt, an artifact directory, timm:NAME, open_clip:NAME/TAG."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC"), tyro.conf.UseAppendAction] = ()
+    """A model to pick in the browser, repeatable; the first is shown first. bundled (the default), a ckpt.pt, an
+    artifact directory, timm:NAME, open_clip:NAME/TAG."""
     backend: str | None = None
     """torch or onnx; by default what fits the model."""
+    search_dir: str | None = None
+    """Folder of pictures to search, with its subfolders; by default the bundled set."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 answers the whole network."""
     port: int = 7860
@@ -33,16 +39,36 @@ class AppConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show the demo until interrupted; 2 and a sentence if the model cannot be loaded."""
+    """Show the demo until interrupted; 2 and a sentence if a model cannot be loaded or there is nothing to search."""
     config = tyro.cli(AppConfig, prog="python -m app", args=argv)
     try:
-        engine = Engine.load(config.model, config.backend, threads=config.threads)
+        engines = load_engines(config)
+        if config.search_dir is not None:
+            folder(config.search_dir)
     except DigptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from app.demo import launch  # after the model, whose errors should not wait for Gradio's import
+    from app.demo import launch  # after the models, whose errors should not wait for Gradio's import
 
-    print(f"{engine.info.name}: {engine.info.fingerprint}, {engine.info.backend} {engine.info.precision}")
+    for name, engine in engines.items():
+        print(f"{name}: {engine.info.fingerprint}, {engine.info.backend} {engine.info.precision}")
     print(f"demo http://{config.host}:{config.port}", flush=True)
-    launch(engine, config.host, config.port)
+    launch(engines, config.host, config.port, config.search_dir)
     return 0
+
+
+def load_engines(config: AppConfig) -> dict[str, Engine]:
+    """Load every model under its own name, numbered where an earlier one has it.
+
+    Raises:
+        DigptError: as ``Engine.load``.
+    """
+    engines: dict[str, Engine] = {}
+    for spec in config.model or ("bundled",):
+        engine = Engine.load(spec, config.backend, threads=config.threads)
+        name, number = engine.info.name, 1
+        while name in engines:
+            number += 1
+            name = f"{engine.info.name}-{number}"
+        engines[name] = engine
+    return engines

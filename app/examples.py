@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from digpt.data.emoji import EmojiSet
-from digpt.preprocess import decode
+from digpt.preprocess import DecodeLimits, decode
 
 STYLES = {"flat": "Flat", "contrast": "High contrast"}
 CHOICES = ("red apple", "dog face", "rocket", "pizza", "cat face", "owl", "guitar", "umbrella")
@@ -38,7 +38,9 @@ def write_examples(emoji: EmojiSet, directory: Path, *, per_style: int = 25) -> 
     return found
 
 
-def over_white(encoded: bytes) -> Image.Image:
-    """Lay an image file on white, as the model's decoder does, and enlarge it."""
-    flat = decode(encoded, alpha="white")
-    return flat.resize((SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.BICUBIC)
+def over_white(encoded: bytes, limits: DecodeLimits | None = None) -> Image.Image:
+    """Lay an image file on white, as the model's decoder does, and bring its longer side to ``SHOWN_SIZE`` pixels."""
+    flat = decode(encoded, alpha="white", limits=limits)
+    factor = SHOWN_SIZE / max(flat.size)
+    width, height = (max(1, round(side * factor)) for side in flat.size)
+    return flat.resize((width, height), Image.Resampling.BICUBIC)

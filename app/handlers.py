@@ -81,6 +81,19 @@ def similarity(engine: Engine, first: str | None, second: str | None, text: str)
     return [(f"{names[a]} and {names[b]}", float(cosine[a, b])) for a, b in pairs]
 
 
+def search_query(engine: Engine, path: str | None, words: str) -> np.ndarray:
+    """What to search for, a unit row float32 ``[1,D]``: words by the model's own templates, else a picture.
+
+    Raises:
+        InputError: there is neither, or the picture is none.
+    """
+    if words.strip():
+        return engine.class_matrix([words.strip()])
+    if not path:
+        raise InputError("Type words or give a picture to search for.")
+    return engine.embed_images([crop(engine, path)])
+
+
 @dataclass(frozen=True, eq=False)
 class Segmented:
     """A picture as it is shown, uint8 ``[h,w,3]``, and the class of each of its pixels, uint8 ``[h,w]``."""

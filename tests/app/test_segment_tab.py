@@ -101,7 +101,7 @@ def test_the_python_line_gives_the_classes_on_screen(tmp_path: Path, monkeypatch
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a 'picture'.png")
     found = handlers.segment(Engine.load(str(tmp_path / "it's.pt")), str(tmp_path / "a 'picture'.png"))
-    line = snippets.python_segment("it's.pt", str(tmp_path / "a 'picture'.png"), found.classes.shape)
+    line = snippets.python_segment('Engine.load("it\'s.pt")', str(tmp_path / "a 'picture'.png"), found.classes.shape)
     python, option, code = shlex.split(line)
     assert (python, option) == ("python", "-c")
     monkeypatch.chdir(tmp_path)

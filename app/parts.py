@@ -1,0 +1,132 @@
+"""What the tabs share: the page they are on, and the components that several of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from app import snippets
+from app.examples import Example
+from app.search import ImageIndex
+from digpt.engine import Engine
+from digpt.errors import DigptError
+
+EXAMPLES = 5  # under a picture input
+ERROR_S = 8
+STANDALONE_ADDRESS = "http://127.0.0.1:8000"  # where `python -m serve` listens unless told otherwise
+DEFAULT_LABELS = "red apple\ndog face\nrocket\npizza\nhouse"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One model's page.
+
+    Attributes:
+        examples: pictures to click on; empty where the bundled set is not installed.
+        concepts: labels to suggest.
+        index: what the Search tab searches; None where there is nothing.
+        model: the model's name where the server has others that it would rather take; None for its default.
+        api_here: whether the server that shows the page answers /classify and /embed too.
+    """
+
+    engine: Engine
+    examples: list[Example]
+    concepts: list[str]
+    index: ImageIndex | None = None
+    model: str | None = None
+    api_here: bool = False
+
+    def address(self, request: gr.Request) -> str:
+        """Where the API answers: the server that this page came from, or the default of ``python -m serve``."""
+        if not self.api_here:
+            return STANDALONE_ADDRESS
+        assert request.request is not None, "Gradio gives every event its HTTP request"
+        return f"{request.request.url.scheme}://{request.request.url.netloc}"
+
+    def load(self, request: gr.Request) -> str:
+        """Python that loads the model for what the API answers: of a server by its address."""
+        if not self.api_here:
+            return self.load_here()
+        return f"Engine.load({self.address(request) + (f'#{self.model}' if self.model else '')!r})"
+
+    def load_here(self) -> str:
+        """Python that loads the model from its files; where a server keeps these is its own."""
+        info = self.engine.info
+        if self.api_here:
+            return f"Engine.load({info.spec if info.spec == 'bundled' else snippets.CHECKPOINT!r})"
+        backend = "" if info.remote or info.backend == "torch" else f", {info.backend!r}"
+        return f"Engine.load({info.spec!r}{backend})"
+
+
+def sentences(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a DigptError as the sentence it is."""
+
+    @wraps(function)
+    def wrapped(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except DigptError as error:
+            raise told(error) from None
+
+    return wrapped
+
+
+def told(error: DigptError) -> gr.Error:
+    """What Gradio shows as a sentence in a corner of the page."""
+    return gr.Error(str(error), duration=ERROR_S, title="That cannot be done", print_exception=False)
+
+
+def picture_input(label: str, height: int) -> gr.Image:
+    """An image input that hands on the uploaded file untouched: the engine's decoder reads it, as behind every door."""
+    image = gr.Image(label=label, sources=["upload", "clipboard"], height=height, type="filepath")
+    # On the instance: for a subclass of a component Gradio writes a .pyi file beside this one.
+    image.preprocess = lambda payload: None if payload is None else str(payload.path)  # type: ignore[method-assign]
+    return image
+
+
+def example_pictures(page: Page, picture: gr.Image) -> None:
+    """Drawings that fill a picture input when they are clicked."""
+    paths = pictures(page.examples, "flat")[:EXAMPLES]
+    if not paths or not page.engine.info.has_text:
+        return
+    choices = gr.Dataset(
+        components=[picture],
+        samples=[[path] for path in paths],
+        label="Or a drawing in a style never trained on",
+        type="index",
+    )
+    choices.click(lambda index: paths[index], choices, picture, api_visibility="private")
+
+
+def labels_input(page: Page) -> gr.Textbox:
+    """Where labels are typed."""
+    info = page.engine.info
+    return gr.Textbox(
+        DEFAULT_LABELS if info.has_text else "",
+        label="Labels, one per line or separated by commas",
+        info="Leave empty for the model's own." if info.choices else None,
+        lines=5,
+    )
+
+
+def shell_line() -> gr.Code:
+    """Where the line for a shell stands."""
+    return _code("The same from a shell", "shell")
+
+
+def python_lines() -> gr.Code:
+    """Where the Python lines stand."""
+    return _code("The same from Python", "python")
+
+
+def _code(label: str, language: Any) -> gr.Code:
+    return gr.Code(label=label, language=language, interactive=False, wrap_lines=True, lines=3, show_line_numbers=False)
+
+
+def pictures(examples: list[Example], style: str) -> list[str]:
+    """The files of one style, in the order of ``examples``."""
+    return [example.path for example in examples if example.style == style]
