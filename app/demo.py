@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ LIMITS = (
 HIDDEN_FOLDER = "DIR"  # stands for a folder whose place is not told
 MAX_WAITING = 32
 CACHE_SWEEP_S, CACHE_AGE_S = 600, 3600
-CSS = ".digpt-model code { word-break: break-all; }"
+STYLESHEET = Path(__file__).with_name("demo.css")
 
 
 def build_demo(
@@ -68,7 +70,7 @@ def build_demo(
             if len(named) > 1:
                 gr.Navbar(main_page_name=choice(next(iter(named)), next(iter(named.values())).info))
             fill(page, name)
-    blocks.digpt_files = files  # removed when the pages are
+    weakref.finalize(blocks, files.cleanup)
     return blocks
 
 
@@ -117,7 +119,9 @@ def mount(
 ) -> Any:
     """Put the pages under ``path`` of a FastAPI application behind a ``Guard``, and return the application."""
     pages = queued(build_demo(engines, api_here=True, search_dir=search_dir))
-    gr.mount_gradio_app(fastapi_app, pages, path, **options(engines))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode", UserWarning)  # of several pages; it is off anyway
+        gr.mount_gradio_app(fastapi_app, pages, path, **options(engines))
     route = fastapi_app.routes[-1]
     assert route.path == path, "Gradio mounts its application last"
     route.app = Guard(route.app, guard, max_bytes)
@@ -150,7 +154,7 @@ def options(engines: Engine | Mapping[str, Engine]) -> dict[str, Any]:
         "ssr_mode": False,
         "enable_monitoring": False,
         "theme": theme(),
-        "css": CSS,
+        "css": STYLESHEET.read_text(encoding="utf-8"),
     }
 
 

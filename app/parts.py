@@ -96,7 +96,8 @@ def example_pictures(page: Page, picture: gr.Image) -> None:
     choices = gr.Dataset(
         components=[picture],
         samples=[[path] for path in paths],
-        label="Or a drawing in a style never trained on",
+        label="Or one of these, in a style never trained on",
+        elem_classes="digpt-examples",
         type="index",
     )
     choices.click(lambda index: paths[index], choices, picture, api_visibility="private")
@@ -107,8 +108,8 @@ def labels_input(page: Page) -> gr.Textbox:
     info = page.engine.info
     return gr.Textbox(
         DEFAULT_LABELS if info.has_text else "",
-        label="Labels, one per line or separated by commas",
-        info="Leave empty for the model's own." if info.choices else None,
+        label="Labels",
+        info="One per line, or separated by commas." + (" Leave empty for the model's own." if info.choices else ""),
         lines=5,
     )
 

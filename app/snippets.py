@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CHECKPOINT = "CKPT.pt"  # stands for a model whose place is not told
-IMPORTS = "from pathlib import Path\nfrom digpt.engine import Engine"
+ENGINE = "from digpt.engine import Engine"
 
 
 def curl_classify(
@@ -76,7 +76,7 @@ def python_search(load: str, pictures: str, path: str | None, text: str) -> str:
         f"index = ImageIndex(engine, {pictures})",
         *asked,
         "for hit in index.nearest(query):\n    print(hit.name, hit.cosine)",
-        imports=f"from app.search import ImageIndex, {pictures.partition('(')[0]}\n{IMPORTS}",
+        imports=[f"from app.search import ImageIndex, {pictures.partition('(')[0]}"],
     )
 
 
@@ -87,7 +87,7 @@ def python_patches(load: str, path: str | None) -> str:
         _picture(path),
         "colors, variance = patch_colors(engine.patch_tokens([picture])[0])",
         "Image.fromarray(colors).save('patches.png')",
-        imports=f"from PIL import Image\nfrom app.patches import patch_colors\n{IMPORTS}",
+        imports=["from PIL import Image", "from app.patches import patch_colors"],
     )
 
 
@@ -101,7 +101,7 @@ def python_corrupt(load: str, path: str | None, labels: Sequence[str], corruptio
         load,
         *lines,
         f"print(engine.classify([picture]{chosen})[0])",
-        imports=("from digpt.corruptions import corrupt\n" if severity else "") + IMPORTS,
+        imports=["from digpt.corruptions import corrupt"] if severity else [],
     )
 
 
@@ -123,8 +123,9 @@ def _picture(path: str | None) -> str:
     return f"picture = engine.decode(Path({_name(path)!r}).read_bytes())"
 
 
-def _python(load: str, *lines: str, imports: str = IMPORTS) -> str:
-    return "\n".join([imports, "", f"engine = {load}", *lines])
+def _python(load: str, *lines: str, imports: Sequence[str] = ()) -> str:
+    path = ["from pathlib import Path"] if any("Path(" in line for line in lines) else []
+    return "\n".join([*path, *imports, ENGINE, "", f"engine = {load}", *lines])
 
 
 def _model(name: str | None) -> list[str]:

@@ -21,13 +21,15 @@ def corrupt_tab(page: Page) -> None:
             picture = picture_input("Picture", 270)
             example_pictures(page, picture)
             corruption = gr.Dropdown(choices, value="fog", label="Corruption")
-            severity = gr.Slider(0, max(SEVERITIES), value=3, step=1, label="Severity, 0 leaves the picture as it is")
-            labels = labels_input(page)
+            severity = gr.Slider(
+                0, max(SEVERITIES), value=3, step=1, label="Severity", info="0 leaves the picture as it is."
+            )
         with gr.Column():
             shown = gr.Image(label="What the model gets", interactive=False, format="png", height=270, buttons=[])
             verdict = gr.Markdown()
             result = gr.Label(label="Probability of each label")
-            python = python_lines()
+            labels = labels_input(page)
+    python = python_lines()
 
     @sentences
     def run(path: str | None, names: str, kind: str, level: float) -> tuple[Any, str, Any, str]:

@@ -36,7 +36,7 @@ def patches_tab(page: Page) -> None:
     @sentences
     def run(path: str | None, strength: float) -> tuple[Any, str, str]:
         seen = colored(path)
-        sentence = f"{seen.grid} x {seen.grid} patches; the colours hold {seen.variance:.0%} of what differs between them."
+        sentence = f"{seen.grid} x {seen.grid} patches; the colours hold {seen.variance:.0%} of their variance."
         return seen.overlay(strength), sentence, snippets.python_patches(page.load_here(), path)
 
     def run_if_given(path: str | None, strength: float) -> tuple[Any, str, str]:
@@ -44,4 +44,12 @@ def patches_tab(page: Page) -> None:
 
     inputs, outputs = [picture, opacity], [result, status, python]
     button.click(run, inputs, outputs, api_name="patches")
-    gr.on([picture.change, opacity.release], run_if_given, inputs, outputs, api_visibility="private")
+    gr.on(
+        [picture.change, opacity.input],  # a key moves the slider without ever releasing it
+        run_if_given,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )

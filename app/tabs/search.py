@@ -19,14 +19,21 @@ def search_tab(page: Page, index: ImageIndex) -> None:
     has_text = page.engine.info.has_text
     with gr.Row():
         with gr.Column(scale=2):
-            words = gr.Textbox("", label="Words", placeholder="a dog", visible=has_text)
+            words = gr.Textbox("", label="Words", placeholder="dog face", visible=has_text)
             picture = picture_input("Or a picture" if has_text else "Picture", 200)
             example_pictures(page, picture)
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3):
             status = gr.Markdown(f"{len(index.pictures.names):,} {index.pictures.title} to search.")
             gallery = gr.Gallery(
-                label="Nearest pictures", columns=4, height="auto", object_fit="contain", buttons=[], format="png"
+                label="Nearest pictures",
+                show_label=False,
+                columns=4,
+                height="auto",
+                object_fit="contain",
+                buttons=[],
+                format="png",
+                elem_classes="digpt-found",
             )
     python = python_lines()
 

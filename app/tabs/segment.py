@@ -38,4 +38,12 @@ def segment_tab(page: Page) -> None:
 
     inputs, outputs = [picture, opacity], [result, legend, command]
     button.click(run, inputs, outputs, api_name="segment")
-    gr.on([picture.change, opacity.release], run_if_given, inputs, outputs, api_visibility="private")
+    gr.on(
+        [picture.change, opacity.input],  # a key moves the slider without ever releasing it
+        run_if_given,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )

@@ -30,6 +30,7 @@ def styles_tab(page: Page) -> None:
             allow_preview=False,
             show_label=False,
             buttons=[],
+            elem_classes="digpt-styles",
             scale=3,
         )
         with gr.Column(scale=2):

@@ -1,0 +1,58 @@
+"""What a visitor does: open tabs, give pictures, read lines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page
+
+DESKTOP, PHONE = (1200, 900), (390, 844)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """An open page of the demo."""
+
+    page: Page
+    name: str
+    folder: Path
+
+    def tab(self, name: str) -> None:
+        """Open a tab, through the menu of those that have no room."""
+        tab = self.page.get_by_role("tab", name=name, exact=True)
+        if not tab.is_visible():
+            self.page.locator(".overflow-menu > button").click()
+            self.page.locator(".overflow-dropdown button", has_text=name).click()
+        else:
+            tab.click()
+        self.panel.wait_for()
+
+    @property
+    def panel(self) -> Locator:
+        """What the open tab shows."""
+        return self.page.get_by_role("tabpanel").locator("visible=true").first
+
+    def give(self, path: Path, number: int = 0) -> None:
+        """Upload a file into a picture input of the open tab."""
+        shown = self.panel.locator(f"img[src$='/{path.name}']")
+        before = shown.count()
+        self.panel.locator("input[type=file]").nth(number).set_input_files(path)
+        shown.nth(before).wait_for(state="attached")
+
+    def code(self, number: int) -> str:
+        """The text of the open tab's shell line (0) or Python lines (the last)."""
+        return "\n".join(self.panel.locator(".cm-content").nth(number).locator(".cm-line").all_inner_texts())
+
+    def keep(self, what: str) -> None:
+        """Keep a picture of the whole page, and hold that nothing sticks out of it sideways."""
+        self.page.wait_for_timeout(300)  # animations
+        self.page.screenshot(path=self.folder / f"{what}-{self.name}.png", full_page=True)
+        assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def probabilities(label: Locator) -> dict[str, int]:
+    """What a label component shows: ``{label: per cent}``."""
+    text = label.inner_text()
+    return {name: int(share) for name, share in re.findall(r"^(.+)\n+(\d+)%$", text, re.MULTILINE)}
