@@ -15,10 +15,10 @@ QUICKSTART := runs/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run smoke test test-all check format quickstart bench docs audit clean
+.PHONY: help setup run smoke test test-all test-browser screenshots check format quickstart bench docs audit clean
 
 help:  ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  run takes HOST=$(HOST) PORT=$(PORT) MODEL=$(MODEL)"
 
 setup: $(INSTALLED)  ## create .venv and install everything that the other targets need
@@ -36,11 +36,19 @@ run: $(INSTALLED)  ## serve a model over HTTP, with the demo at /demo
 smoke: $(INSTALLED)  ## start a server on a free port, send the README's requests, stop it
 	$(PY) scripts/smoke.py
 
-test: $(INSTALLED)  ## the tests, without the slow ones
-	$(TEST_ENV) $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+test: $(INSTALLED)  ## the tests, without the slow ones and those in a browser
+	$(TEST_ENV) $(PY) -m pytest -m "not slow and not browser" -n $(JOBS) --dist loadfile
 
-test-all: $(INSTALLED)  ## every test
-	$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist loadfile
+test-all: $(INSTALLED)  ## every test, without those in a browser
+	$(TEST_ENV) $(PY) -m pytest -m "not browser" -n $(JOBS) --dist loadfile
+
+test-browser: $(INSTALLED)  ## the demo in Chromium (scripts/system-packages.sh installs it); pictures into runs/browser
+	$(TEST_ENV) $(PY) -m pytest -m browser tests/browser
+
+screenshots: test-browser  ## renew the pictures in docs/images
+	cp runs/browser/classify-desktop-light.png docs/images/demo.png
+	cp runs/browser/corrupt-desktop-light.png docs/images/demo-corrupt.png
+	cp runs/browser/patches-phone-dark.png docs/images/demo-phone.png
 
 check: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(PY) -m ruff check .

@@ -26,7 +26,7 @@ def corrupt_tab(page: Page) -> None:
             )
         with gr.Column():
             shown = gr.Image(label="What the model gets", interactive=False, format="png", height=270, buttons=[])
-            verdict = gr.Markdown()
+            verdict = gr.Markdown("")
             result = gr.Label(label="Probability of each label")
             labels = labels_input(page)
     python = python_lines()

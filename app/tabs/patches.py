@@ -28,7 +28,7 @@ def patches_tab(page: Page) -> None:
             button = gr.Button("Show patches", variant="primary")
         with gr.Column():
             result = gr.Image(label="Patches", interactive=False, format="png", buttons=["download"])
-            status = gr.Markdown()
+            status = gr.Markdown("")
     python = python_lines()
     # As on the Segment tab: moving the slider asks the model nothing.
     colored = lru_cache(KEPT)(lambda path: patches(page.engine, path))

@@ -67,7 +67,7 @@ def test_page_answers_and_names_no_other_host(api: FastAPI, engine: Engine) -> N
             config = (await client.get("/demo/config")).json()
             assert config["analytics_enabled"] is False
             tabs = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
-            assert tabs == ["Classify", "Compare", "Styles never seen"]
+            assert tabs == ["Classify", "Compare", "Search", "Corrupt", "Styles never seen"]
 
     asyncio.run(scenario())
 
@@ -78,21 +78,22 @@ def test_classify_and_compare_over_http(api: FastAPI, engine: Engine) -> None:
     async def scenario() -> None:
         async with browsing(api) as client:
             picture = await upload(client, data)
-            event, (label, command) = await call(client, "classify", [picture, "cat\nrocket", "", 5, False])
+            event, (label, command, code) = await call(client, "classify", [picture, "cat\nrocket", "", 5, False])
             assert event == "complete"
             expected = engine.classify([engine.decode(data)], ["cat", "rocket"])[0]
             shown = {best["label"]: best["confidence"] for best in label["confidences"]}
             assert shown == {best.label: pytest.approx(best.score) for best in expected}
             assert command.startswith("curl -s http://demo.test/classify")
             assert "files=@red-apple.png" in command
+            assert "Engine.load('http://demo.test')" in code and "['cat', 'rocket']" in code
 
-            event, (table, command) = await call(client, "compare", [picture, None, "cat"])
+            event, (table, command, code) = await call(client, "compare", [picture, None, "cat"])
             assert event == "complete"
             expected_rows = [
                 [pair, round(cosine, 4)] for pair, cosine in handlers.similarity(engine, str(PICTURE), None, "cat")
             ]
             assert table["data"] == expected_rows
-            assert command.startswith("curl -s http://demo.test/embed")
+            assert command.startswith("curl -s http://demo.test/embed") and "embed_texts(['cat'])" in code
 
     asyncio.run(scenario())
 
@@ -131,13 +132,59 @@ def test_importing_and_building_leaves_no_files_behind() -> None:
     assert [path.name for path in Path(demo.__file__).parent.glob("*.pyi")] == []
 
 
-def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    launched: list[tuple[str, int]] = []
-    monkeypatch.setattr(demo, "launch", lambda engine, host, port: launched.append((engine.info.name, port)))
+def test_each_model_has_a_page_and_its_name_in_the_lines() -> None:
+    engines = {name: Engine(FakeRuntime(dim=dim)) for name, dim in (("small", 8), ("la.rge", 16))}
+    api = app.mount(FastAPI(), engines)
+
+    async def scenario() -> None:
+        async with browsing(api) as client:
+            for path, name in (("/demo", "small"), ("/demo/la.rge", "la.rge")):
+                page = await client.get(path)
+                other = next(engine for key, engine in engines.items() if key != name)
+                assert engines[name].info.fingerprint in page.text and other.info.fingerprint not in page.text
+                assert f"{name} (fake fp32)" in page.text
+            picture = await upload(client, PICTURE.read_bytes())
+            for event, name in (("classify", "small"), ("classify_1", "la.rge")):
+                _, (label, command, code) = await call(client, event, [picture, "cat,dog", "", 5, False])
+                expected = engines[name].classify([engines[name].decode(PICTURE.read_bytes())], ["cat", "dog"])[0]
+                assert label["confidences"][0]["confidence"] == pytest.approx(expected[0].score)
+                assert ("model=la.rge" in command) == ("http://demo.test#la.rge" in code) == (name == "la.rge")
+
+    asyncio.run(scenario())
+
+
+def test_search_over_http_streams_its_progress(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.png").write_bytes(PICTURE.read_bytes())
+    api = app.mount(FastAPI(), Engine(FakeRuntime(dim=8)), search_dir=str(tmp_path))
+
+    async def scenario() -> None:
+        async with browsing(api) as client:
+            started = await client.post("/demo/gradio_api/call/search", json={"data": [None, "dog"]})
+            answer = await client.get(f"/demo/gradio_api/call/search/{started.json()['event_id']}")
+            assert "Indexing, once: 256 of 300 pictures." in answer.text
+            assert "The nearest of 300 pictures:" in answer.text
+            assert "folder('DIR')" in answer.text and str(tmp_path) not in answer.text
+            event, error = await call(client, "search", [None, " "])
+            assert event == "error" and "Type words or give a picture to search for." in json.dumps(error)
+
+    asyncio.run(scenario())
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    launched: list[tuple[list[str], int, str | None]] = []
+    monkeypatch.setattr(
+        demo, "launch", lambda engines, host, port, search: launched.append((list(engines), port, search))
+    )
     monkeypatch.setattr(cli.Engine, "load", lambda spec, backend, threads: Engine(FakeRuntime(name=spec)))
     assert cli.main(["--model", "x", "--port", "7000"]) == 0
-    assert launched == [("x", 7000)]
     assert "demo http://127.0.0.1:7000" in capsys.readouterr().out
+    (tmp_path / "a.png").touch()
+    assert cli.main(["--model", "x", "--model", "y", "--model", "x", "--search-dir", str(tmp_path)]) == 0
+    assert launched == [(["x"], 7000, None), (["x", "y", "x-2"], 7860, str(tmp_path))]
+    capsys.readouterr()
+    assert cli.main(["--search-dir", str(tmp_path / "absent")]) == 2
+    assert "is no folder; --search-dir takes one" in capsys.readouterr().err
 
 
 def test_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

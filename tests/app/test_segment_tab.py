@@ -52,7 +52,7 @@ def test_tabs_are_what_the_model_can_do(engine: Engine, monkeypatch: pytest.Monk
     monkeypatch.setattr(handlers, "load_emoji", lambda: None)
     assert tabs(engine) == ["Segment", "Compare"]
     with_text = Engine(FakeRuntime(labels=NAMES, segment_crop=64))
-    assert tabs(with_text) == ["Segment", "Classify", "Compare", "Styles never seen"]
+    assert tabs(with_text) == ["Segment", "Classify", "Compare", "Corrupt", "Styles never seen"]
     assert handlers.known_concepts(with_text, None) == []  # classes of pixels are no labels to suggest
     config = app.build_demo(engine).get_config_file()
     texts = " ".join(part["props"]["value"] for part in config["components"] if part["type"] == "markdown")

@@ -28,7 +28,7 @@ from tests.browser.visiting import DESKTOP, PHONE, Visit
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WAIT_MS = 30_000  # for anything to appear: far more than it takes, since machines that run tests are busy
+WAIT_MS = 15_000  # for anything to appear: far more than it takes, since machines that run tests are busy
 START_S = 120
 
 
