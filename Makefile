@@ -45,10 +45,8 @@ test-all: $(INSTALLED)  ## every test, without those in a browser
 test-browser: $(INSTALLED)  ## the demo in Chromium (scripts/system-packages.sh installs it); pictures into runs/browser
 	$(TEST_ENV) $(PY) -m pytest -m browser tests/browser
 
-screenshots: test-browser  ## renew the pictures in docs/images
-	cp runs/browser/classify-desktop-light.png docs/images/demo.png
-	cp runs/browser/corrupt-desktop-light.png docs/images/demo-corrupt.png
-	cp runs/browser/patches-phone-dark.png docs/images/demo-phone.png
+screenshots: $(INSTALLED)  ## renew the README's pictures of the demo
+	$(PY) scripts/screenshots.py
 
 check: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(PY) -m ruff check .

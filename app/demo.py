@@ -159,8 +159,9 @@ def options(engines: Engine | Mapping[str, Engine]) -> dict[str, Any]:
 
 
 def theme() -> gr.themes.Base:
-    """The system's own fonts: nothing is fetched."""
-    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    """The system's own fonts, for nothing is fetched, and borders: an empty box on white is not seen without."""
+    soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return soft.set(checkbox_border_color="*neutral_500", input_border_color="*neutral_300", input_border_width="1px")
 
 
 def choice(name: str, info: RuntimeInfo) -> str:

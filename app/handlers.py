@@ -145,8 +145,8 @@ def legend(found: Sequence[Share]) -> str:
     """Classes with their colours and percentages, as HTML."""
     entries = [
         f'<li style="display: inline-block; margin-right: 1.5em"><span style="display: inline-block; width: 1em; '
-        f'height: 1em; vertical-align: middle; background: rgb{share.color}"></span> {html.escape(share.name)} '
-        f"{share.fraction:.1%}</li>"
+        f'height: 1em; vertical-align: middle; border: 1px solid; background: rgb{share.color}"></span> '
+        f"{html.escape(share.name)} {share.fraction:.1%}</li>"
         for share in found
     ]
     return f'<ul style="list-style: none; padding: 0">{"".join(entries)}</ul>'

@@ -125,7 +125,15 @@ def python_lines() -> gr.Code:
 
 
 def _code(label: str, language: Any) -> gr.Code:
-    return gr.Code(label=label, language=language, interactive=False, wrap_lines=True, lines=3, show_line_numbers=False)
+    return gr.Code(
+        label=label,
+        language=language,
+        interactive=False,
+        wrap_lines=True,
+        lines=1,
+        show_line_numbers=False,
+        elem_classes="digpt-lines",
+    )
 
 
 def pictures(examples: list[Example], style: str) -> list[str]:

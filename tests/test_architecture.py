@@ -25,6 +25,7 @@ OWNERS = {
     "starlette": ("serve/",),
     "uvicorn": ("serve/",),
     "gradio": ("app/",),
+    "playwright": ("scripts/",),
     "onnx": ("export/",),
     "onnx_ir": ("export/",),
     "onnxscript": ("export/",),

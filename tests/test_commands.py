@@ -48,7 +48,7 @@ COMMANDS = {
     "export.card": {"--results", "--license", "--output"},
     "export.push": set(),
     "serve": {"--model", "--host", "--port", "--image-size"},
-    "app": {"--model", "--host", "--port"},
+    "app": {"--model", "--host", "--port", "--search-dir"},
     "benchmarks.train_step": {"--threads", "--precision", "--batch", "--rounds"},
     "benchmarks.loader": set(),
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
@@ -127,7 +127,18 @@ def test_documented_make_targets_exist() -> None:
         if target not in targets
     ]
     assert wrong == []
-    assert {"run", "smoke", "test", "test-all", "check", "quickstart", "bench", "docs", "audit"} <= targets
+    assert {
+        "run",
+        "smoke",
+        "test",
+        "test-all",
+        "test-browser",
+        "check",
+        "quickstart",
+        "bench",
+        "docs",
+        "audit",
+    } <= targets
 
 
 def test_links_lead_somewhere() -> None:

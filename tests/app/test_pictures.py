@@ -40,7 +40,6 @@ def test_colours_are_the_principal_components() -> None:
 
 def test_signs_mean_nothing_and_a_flat_picture_is_no_error() -> None:
     tokens = np.random.default_rng(2).standard_normal((9, 5)) ** 3
-    np.testing.assert_array_equal(patch_colors(tokens)[0], patch_colors(-(-tokens))[0])
     np.testing.assert_array_equal(patch_colors(tokens)[0], patch_colors(-tokens)[0])
     colors, variance = patch_colors(np.ones((4, 2)))
     assert colors.shape == (2, 2, 3) and not colors.any() and variance == 0

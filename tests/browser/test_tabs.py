@@ -102,7 +102,6 @@ def test_search_by_words_and_by_picture(visit: Open) -> None:
     expect(visitor.panel.get_by_text("2,924 drawings in styles never trained on to search.")).to_be_visible()
     visitor.panel.get_by_label("Words").fill("rocket")
     visitor.page.keyboard.press("Enter")
-    expect(visitor.panel.get_by_text("Indexing, once:")).to_be_visible()
     expect(visitor.panel.get_by_text("The nearest of 2,924 drawings")).to_be_visible()
     captions = visitor.panel.locator(".caption-label")
     expect(captions).to_have_count(12)
@@ -116,6 +115,18 @@ def test_search_by_words_and_by_picture(visit: Open) -> None:
     expect(captions.first).to_have_text("dog face (flat): 1.000")
     cosines = [float(text.rpartition(" ")[2]) for text in captions.all_inner_texts()]
     assert cosines == sorted(cosines, reverse=True) and cosines[1] < 1
+
+
+def test_the_first_search_says_how_far_it_is(visit: Open) -> None:
+    visitor = visit(path="/shades")  # whose index nobody else asks for
+    visitor.tab("Search")
+    visitor.give(DOG)
+    visitor.panel.get_by_role("button", name="Search").click()
+    expect(
+        visitor.panel.get_by_text("of 2,924 drawings in styles never trained on. The nearest so far:")
+    ).to_be_visible()
+    expect(visitor.panel.locator(".caption-label").first).to_be_visible()
+    expect(visitor.panel.get_by_text("The nearest of 2,924")).to_be_visible()
 
 
 def test_patches(visit: Open) -> None:
