@@ -62,7 +62,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="session")
 def address(engine: Engine, browser: Browser) -> Iterator[str]:
     """Where the one server of all tests answers; it starts only where there is a browser."""
-    segmenter = FakeRuntime(text=False, labels=["dark", "middle", "light"], segment_crop=64, name="shades", delay=0.2)
+    segmenter = FakeRuntime(text=False, labels=["dark", "middle", "light"], segment_crop=64, name="shades", delay=0.05)
     engines = {"emoji-tiny": engine, "shades": Engine(segmenter)}
     api = create_app(engines, Settings())
     app.mount(api, engines, DEMO_PATH)

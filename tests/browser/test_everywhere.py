@@ -33,6 +33,8 @@ def test_every_tab_fits(visit: Open, size: tuple[int, int], scheme: str) -> None
     visitor.panel.get_by_label("Words").fill("rocket")
     visitor.panel.get_by_role("button", name="Search").click()
     expect(visitor.panel.get_by_text("The nearest of")).to_be_visible()
+    last = visitor.panel.get_by_role("button", name="Thumbnail 12 of 12").bounding_box()
+    assert last is not None and last["x"] + last["width"] <= size[0]
     visitor.keep("search")
     visitor.tab("Patches")
     visitor.give(ROCKET)
