@@ -49,6 +49,14 @@ def search_tab(page: Page, index: ImageIndex) -> None:
             raise told(error) from None
 
     inputs, outputs = [picture, words], [status, gallery, python]
+    # Words win, so those of an earlier search must not stand in a picture's way.
+    picture.change(
+        lambda path, text: "" if path else text,
+        [picture, words],
+        words,
+        api_visibility="private",
+        show_progress="hidden",
+    )
     gr.on([button.click, words.submit], run, inputs, outputs, api_name="search", show_progress="hidden")
 
 

@@ -109,8 +109,8 @@ def test_search_by_words_and_by_picture(visit: Open) -> None:
     visitor.keep("search")
     assert "class_matrix(['rocket'])" in visitor.code(-1)
 
-    visitor.panel.get_by_label("Words").fill("")
     visitor.give(DOG)
+    expect(visitor.panel.get_by_label("Words")).to_have_value("")
     visitor.panel.get_by_role("button", name="Search").click()
     expect(captions.first).to_have_text("dog face (flat): 1.000")
     cosines = [float(text.rpartition(" ")[2]) for text in captions.all_inner_texts()]
