@@ -34,7 +34,8 @@ OWNERS = {
     "onnxruntime": ("digpt/runtime/onnx.py", "export/build_int8.py"),
     "openvino": ("digpt/runtime/openvino.py",),
     "cv2": ("digpt/corruptions/",),
-    "ray": ("serve/ray.py", "serve/offline.py"),
+    "ray": ("serve/ray.py", "serve/offline_ray.py"),
+    "pyarrow": ("digpt/embeddings_file.py", "serve/offline"),
     "httpx": ("digpt/runtime/remote.py",),
     "huggingface_hub": ("export/",),
 }
