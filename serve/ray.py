@@ -10,8 +10,9 @@ to it as `name=value`. Ray spreads requests over the replicas and restarts those
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,13 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{config.replicas} replicas; API http://{config.host}:{config.port}/docs", flush=True)
+    import ray
     from ray import serve
 
-    try:
-        while True:
-            time.sleep(1)
-    except KeyboardInterrupt:
-        serve.shutdown()
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
+    serve.shutdown()  # replicas answer what they have begun
+    ray.shutdown()
     return 0
 
 
