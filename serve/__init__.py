@@ -17,6 +17,8 @@
 | service.py | the models being served and whether they are ready |
 | worker.py | one inference thread behind a bounded queue |
 | errors.py | every exception -> one status and one error schema |
+| offline.py, offline_*.py | embedding in bulk into Parquet, without HTTP |
+| ray.py | the same application on a Ray cluster |
 | docs.py | the page at /docs, which needs no network |
 """
 
