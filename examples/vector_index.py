@@ -1,6 +1,6 @@
 """Build a vector index from bulk embeddings and ask it, with the model's fingerprint checked on the way.
 
-    python -m serve.offline wds:data/emoji emoji.parquet
+    python -m serve.offline examples/images emoji.parquet
     python examples/vector_index.py build emoji.parquet --index emoji.faiss
     python examples/vector_index.py query emoji.faiss --text 'red apple'
     python examples/vector_index.py query emoji.faiss --image examples/images/rocket.png --model http://127.0.0.1:8000

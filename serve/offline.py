@@ -14,11 +14,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import tyro
 
@@ -29,6 +30,9 @@ from serve.offline_embed import PartWriter
 from serve.offline_inputs import Inputs, ParquetInputs, open_inputs
 from serve.offline_parts import Job, Parts
 from serve.offline_progress import Progress, bar, no_progress
+
+Write: TypeAlias = Callable[[Sequence[int]], Iterator[tuple[int, float]]]
+"""Writes those parts; of each, once it is safe, its number and the seconds that the model took."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class OfflineConfig:
     @property
     def workers(self) -> int:
         """Threads that decode."""
-        return self.decode_workers or len(os.sched_getaffinity(0))
+        return self.decode_workers or os.cpu_count() or 1
 
     def load(self) -> Engine:
         """Load the model; errors as ``Engine.load``."""
@@ -136,25 +140,24 @@ def embed(config: OfflineConfig, progress: Progress = no_progress, load: Callabl
         job = Job.of(info, inputs.fingerprint, len(inputs), config.part_rows, config.batch_size)
         parts = Parts(config.output, job, About.of(info, job.digest))
         with parts.open(config.overwrite):
-            return run(config, parts, PartWriter(engine, inputs, parts, config.workers), progress)
+            if config.ray is None:
+                return run(config, parts, PartWriter(engine, inputs, parts, config.workers).write, progress)
+            from serve.offline_ray import write_with_ray
+
+            engine.close()  # the cluster's processes load their own, perhaps onto the same GPU
+            return run(config, parts, partial(write_with_ray, config, parts), progress)
     finally:
         engine.close()
 
 
-def run(config: OfflineConfig, parts: Parts, writer: PartWriter, progress: Progress) -> Summary:
+def run(config: OfflineConfig, parts: Parts, write: Write, progress: Progress) -> Summary:
     """Write the missing parts, then the output."""
     started, job = time.perf_counter(), parts.job
     missing = [] if parts.done else parts.missing()
     todo = sum(stop - start for start, stop in map(job.span, missing))
     busy, done = 0.0, job.rows - todo
-    if config.ray is None:
-        written = writer.write(missing)
-    else:
-        from serve.offline_ray import write_with_ray
-
-        written = write_with_ray(config, parts, missing)
     progress(done, job.rows)
-    for part, seconds in written:
+    for part, seconds in write(missing):
         start, stop = job.span(part)
         busy, done = busy + seconds, done + stop - start
         progress(done, job.rows)

@@ -125,7 +125,7 @@ def test_ray(model: str, pictures: Path, expected: np.ndarray, ray_here: None, t
         with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60, trust_env=False) as client:
             assert client.get("/health/ready").json()["status"] == "ready"  # the lifespan ran, the model is proved
             np.testing.assert_array_equal(over_http(client, pictures), expected)
-            refused = client.post("/embed", json={"images": ["no base64"]})
+            refused = client.post("/embed", json={"images": ["%"]})
             assert refused.status_code == 422
             assert refused.json()["error"]["param"] == "images"
             assert json.loads(client.get("/models").text)["data"]

@@ -13,6 +13,7 @@ from serve.ray import app
 def test_ray_serve_is_told_the_limits_of_the_server() -> None:
     deployment = app({"model": "a=bundled,b=bundled-teacher", "replicas": "2", "deadline_s": "7", "cpus": "0.5"})
     options = deployment._bound_deployment
+    assert options.ray_actor_options is not None
     assert (options.name, options.num_replicas, options.max_ongoing_requests) == ("digpt", 2, 1000)
     assert options.ray_actor_options["num_cpus"] == 0.5
     assert options._deployment_config.graceful_shutdown_timeout_s == 7 + 5
