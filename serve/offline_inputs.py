@@ -110,15 +110,14 @@ class ParquetInputs(Inputs):
     """
 
     def __init__(self, paths: Sequence[Path], root: Path, column: str | None = None) -> None:
-        import pyarrow.parquet as pq
-
         self.name, self.root, self.paths = str(root), root, list(paths)
-        self.column, self.id_column = _columns(pq.read_schema(paths[0]), paths[0], column)
+        self.column, self.id_column = _columns(_footer(paths[0])[0], paths[0], column)
         counts = []
         for path in paths:
-            if _columns(pq.read_schema(path), path, self.column) != (self.column, self.id_column):
+            schema, count = _footer(path)
+            if _columns(schema, path, self.column) != (self.column, self.id_column):
                 raise DataError(f"{path} has other columns than {paths[0]}; embed them separately.")
-            counts.append(pq.read_metadata(path).num_rows)
+            counts.append(count)
         self.ends = np.cumsum(counts, dtype=np.int64)
         rows = [[self._file(path), file_size(path), count] for path, count in zip(paths, counts, strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps([self.column, self.id_column, rows]).encode()).hexdigest()
@@ -138,13 +137,17 @@ class ParquetInputs(Inputs):
 
     def _from(self, start: int) -> Iterator[Item]:
         """Every row from ``start`` on, read in order and never more than some rows ahead."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         for number, path in enumerate(self.paths):
             first = int(self.ends[number - 1]) if number else 0
             if start < self.ends[number]:
-                with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
-                    yield from self._file_rows(path, file, max(start - first, 0))
+                try:
+                    with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
+                        yield from self._file_rows(path, file, max(start - first, 0))
+                except (OSError, pa.ArrowException) as error:
+                    raise DataError(f"{path} is damaged ({error}); restore it, and give the command again.") from None
 
     def _file_rows(self, path: Path, file: pq.ParquetFile, start: int) -> Iterator[Item]:
         group = row = 0
@@ -256,6 +259,18 @@ def _columns(schema: pa.Schema, path: Path, column: str | None) -> tuple[str, st
         held = f"several columns of bytes, so name one: --column {found[0]}" if found else "no column of bytes"
         raise DataError(f"{path} has {held} (its columns: {', '.join(schema.names)}).")
     return found[0], ids
+
+
+def _footer(path: Path) -> tuple[pa.Schema, int]:
+    """The columns of a file, and how many rows it has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet ({error}).") from None
 
 
 def _cell(value: bytes | dict[str, bytes | None] | None) -> bytes | str:

@@ -135,3 +135,18 @@ def test_what_cannot_be_input_says_so(tmp_path: Path) -> None:
         open_inputs(f"wds:{tmp_path}", "image")
     with pytest.raises(DataError, match="holds no .parquet files"):
         open_inputs(f"parquet:{tmp_path}")
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(DataError, match="a.parquet cannot be read as Parquet"):
+        open_inputs(str(path))
+    columns = {"jpg": [bytes([number]) * 1000 for number in range(40)]}
+    pq.write_table(pa.table(columns), path, row_group_size=20, compression="zstd", use_dictionary=False)
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="a.parquet is damaged"):
+        items(open_inputs(str(path)))
