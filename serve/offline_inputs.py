@@ -106,6 +106,8 @@ class ShardInputs(Inputs):
 class ParquetInputs(Inputs):
     """The rows of Parquet files with a column of image files: bytes, or Hugging Face's struct ``{bytes, path}``.
 
+    Up to a row group is in memory: Arrow lets go of its pages at the group's end.
+
     The id is that of a column ``id``, ``key`` or ``__key__``, else ``FILE.parquet:ROW``.
     """
 
@@ -136,7 +138,7 @@ class ParquetInputs(Inputs):
         return lambda: items
 
     def _from(self, start: int) -> Iterator[Item]:
-        """Every row from ``start`` on, read in order and never more than some rows ahead."""
+        """Every row from ``start`` on, in order."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

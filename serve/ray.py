@@ -58,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = tyro.cli(RayConfig, prog="python -m serve.ray", args=argv)
         start(config)
-    except (DigptError, RuntimeError) as error:  # RuntimeError: how Ray says that an application failed
+    except DigptError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # how Ray says that an application failed; the reason stays in the replica's log
+        print(f"error: {error} Does python -m serve start with the same models?", file=sys.stderr)
         return 2
     print(f"{config.replicas} replicas; API http://{config.host}:{config.port}/docs", flush=True)
     import ray
