@@ -9,6 +9,10 @@ from serve.offline import OfflineConfig
 from serve.offline_ray import gpus_each
 from serve.ray import app
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using extra keyword arguments on .Field.:DeprecationWarning"
+)  # Ray's own
+
 
 def test_ray_serve_is_told_the_limits_of_the_server() -> None:
     deployment = app({"model": "a=bundled,b=bundled-teacher", "replicas": "2", "deadline_s": "7", "cpus": "0.5"})
