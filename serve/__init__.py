@@ -21,6 +21,8 @@
 | logs.py | log lines as text or JSON, each under its request's id |
 | tracing.py | spans for OpenTelemetry |
 | errors.py | every exception -> one status and one error schema |
+| offline.py, offline_*.py | embedding in bulk into Parquet, without HTTP |
+| ray.py | the same application on a Ray cluster |
 | docs.py | the page at /docs, which needs no network |
 """
 
