@@ -171,6 +171,9 @@ async def _answer_accepted(
             return Response(status_code=CLIENT_GONE)
         found = working.result()
         content = await answers.aside(partial(to_json, found), _values(found) > INLINE_VALUES)
+    except asyncio.CancelledError:  # a server that waits no longer cancels what it has not answered
+        service.require_open()
+        raise
     finally:
         working.cancel()
         gone.cancel()
