@@ -7,6 +7,7 @@ Raw asyncio streams and nothing imported: the client shares the cores with the s
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import re
@@ -125,6 +126,7 @@ async def _at_a_rate(order: Order, connections: list[Connection], report: Report
 
 def main() -> None:
     """Read an order, print a report."""
+    argparse.ArgumentParser(description=__doc__).parse_args()  # for --help
     json.dump(asdict(asyncio.run(run(Order(**json.load(sys.stdin))))), sys.stdout)
 
 

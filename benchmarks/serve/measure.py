@@ -32,6 +32,7 @@ WAITING = 128  # crops that wait for the batcher while its throughput is measure
 LEVELS = (1, 8, 64)  # clients at a time
 OVERLOAD = 5  # times the capacity
 OVERLOAD_CONNECTIONS = 512
+QUEUE = 128  # images that may wait meanwhile
 ROUNDS = 5
 
 
@@ -83,7 +84,8 @@ class Bench:
 
     def bare_latency(self, seconds: float) -> float:
         """Median seconds of the runtime itself for one decoded crop."""
-        latencies, end = [], time.perf_counter() + seconds
+        latencies: list[float] = []
+        end = time.perf_counter() + seconds
         while not latencies or time.perf_counter() < end:
             began = time.perf_counter()
             self.engine.runtime.embed(self.crops[:1])
@@ -132,7 +134,7 @@ class Bench:
     def idle(self) -> list[Row]:
         """What one client waits beyond decoding and the runtime."""
         added, outside = [], []
-        with server("ours", self.spec, self.backend) as (port, _), raw(photo()) as body:
+        with server("ours", self.spec, self.backend) as (port, _), body_file(photo()) as body:
             for _ in range(ROUNDS):
                 bare = self.bare_latency(self.seconds / ROUNDS)
                 report = finish(start_clients(order(port, body, 1, self.seconds / ROUNDS)))
@@ -152,7 +154,7 @@ class Bench:
     def http(self) -> list[Row]:
         """JPEG over HTTP against 1 / (1/r + 1/d)."""
         shares, rates = [], []
-        with server("ours", self.spec, self.backend) as (port, _), raw(photo()) as body:
+        with server("ours", self.spec, self.backend) as (port, _), body_file(photo()) as body:
             for _ in range(ROUNDS):
                 allowed = 1 / (
                     1 / self.bare_rate(self.best_batch, self.seconds / ROUNDS)
@@ -167,8 +169,12 @@ class Bench:
         ]
 
     def overload(self, seconds: float) -> list[Row]:
-        """Five times as many requests as there is room for."""
-        with server("ours", self.spec, self.backend) as (port, pid), raw(photo()) as body:
+        """Five times as many requests as the model can answer, and a queue that is shorter than the connections."""
+        queue = QUEUE * self.engine.info.preprocess.size**2
+        with (
+            server("ours", self.spec, self.backend, "--queue-pixels", str(queue)) as (port, pid),
+            body_file(photo()) as body,
+        ):
             finish(start_clients(order(port, body, 64, self.seconds / 2)))  # the rate is to be known
             capacity = rate_without_clients(finish(start_clients(order(port, body, 64, self.seconds))))
             clients = start_clients(
@@ -252,6 +258,3 @@ def body_file(content: bytes) -> Iterator[str]:
         path = Path(folder) / "body"
         path.write_bytes(content)
         yield str(path)
-
-
-raw = body_file

@@ -21,8 +21,8 @@ STOP_S = 30.0
 
 
 @contextmanager
-def server(name: str, spec: str, backend: str | None) -> Iterator[tuple[int, int]]:
-    """Run ``ours``, ``litserve`` or ``naive`` with a model; yields port and process id once it answers.
+def server(name: str, spec: str, backend: str | None, *more: str) -> Iterator[tuple[int, int]]:
+    """Run ``ours``, ``litserve`` or ``naive`` with a model and ``more`` flags; yields port and process id when it answers.
 
     Raises:
         RuntimeError: it does not answer.
@@ -32,7 +32,7 @@ def server(name: str, spec: str, backend: str | None) -> Iterator[tuple[int, int
         port = free.getsockname()[1]
     module = ["serve", "--no-demo"] if name == "ours" else ["benchmarks.serve.rivals", name]
     command = [sys.executable, "-m", *module, "--model", spec, "--port", str(port)]
-    command += ["--backend", backend] if backend else []
+    command += [*(["--backend", backend] if backend else []), *more]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + START_S
