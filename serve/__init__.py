@@ -4,7 +4,8 @@
 
 | file | what it is for |
 |---|---|
-| cli.py | the command line: load the models, mount the demo, run uvicorn |
+| cli.py | the command line: load the models, mount the demo, run the server |
+| server.py | uvicorn, and how it stops: what was accepted is answered |
 | settings.py | the limits of a server |
 | api.py | ``create_app(engines, settings)``: the FastAPI application |
 | routes.py | the endpoints and what they say in the OpenAPI document |
@@ -14,8 +15,10 @@
 | limits.py | how much one request may ask for |
 | images.py | base64, data URIs and bytes -> the model's crops, item by item |
 | answers.py | a request -> decode, infer, answer |
-| service.py | the models being served and whether they are ready |
-| worker.py | one inference thread behind a bounded queue |
+| service.py | the models being served, and whether the server is stopping |
+| admission.py | how much may wait for a model |
+| batcher.py | one inference thread per model, batches across requests |
+| watchdog.py | whether a model answers |
 | observe.py | what every request leaves behind: an id, a log line, counts, a span |
 | metrics.py | the counts and times at /metrics |
 | logs.py | log lines as text or JSON, each under its request's id |

@@ -20,7 +20,7 @@ from starlette.routing import Mount
 from digpt.engine import Engine
 from digpt.errors import DigptError
 from serve.docs import docs_page
-from serve.errors import FRAMEWORK_CODES, Problem, problem
+from serve.errors import FRAMEWORK_CODES, ItemError, Problem, problem
 from serve.observe import ID_HEADER, Observer, metrics_router, observation
 from serve.routes import inference_router, status_router
 from serve.service import Service
@@ -87,6 +87,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         found = problem(error)
         if found.status == 500:
             log.error("%s %s: %s", request.method, request.url.path, error)
+            observation().exception = error.cause if isinstance(error, ItemError) else error
         return _response(found)
 
     @app.exception_handler(RequestValidationError)

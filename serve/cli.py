@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-import uvicorn
 from fastapi import FastAPI
 
 from digpt.engine import Engine
@@ -18,12 +16,11 @@ from digpt.errors import ConfigError, DigptError
 from digpt.preprocess import DecodeLimits
 from serve.api import DEMO_PATH, create_app
 from serve.logs import LogFormat, configure
+from serve.server import Server
 from serve.settings import MIB, Settings
 from serve.tracing import otlp
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-KEEP_ALIVE_S = 5  # without a request
-GRACE_S = 5  # beyond the deadline, for answers on their way when the server is told to stop
 
 
 @dataclass(frozen=True)
@@ -70,18 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     configure(config.log_format)
     announce(config, engines)
-    uvicorn.run(
-        app,
-        host=config.host,
-        port=config.port,
-        log_config=None,  # its lines go where all others go
-        log_level="warning",
-        access_log=False,  # serve.observe says more
-        server_header=False,
-        limit_concurrency=config.max_connections,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(config.deadline_s) + GRACE_S,
-    )
+    Server(app, app.state.service, config, config.host, config.port).run()
     return 0
 
 

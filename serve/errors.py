@@ -66,7 +66,15 @@ class QueueFullError(RequestError):
 
 
 class NotReadyError(RequestError):
-    """A model that has not proved yet that it answers as it should."""
+    """A model that has not proved yet that it answers as it should, or has ceased to answer."""
+
+
+class DrainingError(NotReadyError):
+    """A server that is about to stop; the connection ends with the answer."""
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.close = True
 
 
 class DeadlineError(RequestError):
@@ -76,7 +84,7 @@ class DeadlineError(RequestError):
 class ItemError(RequestError):
     """The error of the first item, when no item of a request can be answered."""
 
-    def __init__(self, cause: InputError, *, param: str, index: int) -> None:
+    def __init__(self, cause: Exception, *, param: str, index: int) -> None:
         super().__init__(str(cause), param=param, index=index)
         self.cause = cause
 
@@ -100,6 +108,7 @@ STATUSES: dict[type[BaseException], tuple[int, str]] = {
     InputError: (422, "invalid_input"),
     QueueFullError: (429, "queue_full"),
     NotReadyError: (503, "not_ready"),
+    DrainingError: (503, "draining"),
     DeadlineError: (504, "deadline_exceeded"),
     Exception: (500, "internal_error"),
 }

@@ -7,7 +7,6 @@ import base64
 import binascii
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 
@@ -16,14 +15,28 @@ from digpt.errors import InputError
 from digpt.preprocess import decode
 from serve.errors import RequestError
 
+NOT_DECODED = InputError("The image was not decoded.")
+
 
 async def decode_all(
-    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[str | bytes], *, preprocessed: bool
-) -> list[np.ndarray | InputError]:
-    """Decode each image to uint8 ``[H,W,3]``, or return its error in its place. Cancelling drops those not begun."""
+    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[str | bytes], *, preprocessed: bool, at_once: int
+) -> list[np.ndarray | Exception]:
+    """Decode each image to uint8 ``[H,W,3]``, or return its error in its place. Cancelling drops those not begun.
+
+    A request has no more than ``at_once`` images in the pool, which takes them in order: many images of one request
+    do not hold up a single one of another.
+    """
     loop = asyncio.get_running_loop()
-    one = partial(_decode_or_error, engine, preprocessed)
-    return list(await asyncio.gather(*(loop.run_in_executor(pool, one, image) for image in images)))
+    decoded: list[np.ndarray | Exception] = [NOT_DECODED] * len(images)
+    todo = iter(list(enumerate(images)))
+
+    async def lane() -> None:
+        for index, image in todo:
+            decoded[index] = await loop.run_in_executor(pool, _decode_or_error, engine, preprocessed, image)
+
+    lanes = min(at_once, len(images))
+    await (lane() if lanes == 1 else asyncio.gather(*(lane() for _ in range(lanes))))
+    return decoded
 
 
 def image_bytes(image: str | bytes) -> bytes:

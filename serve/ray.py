@@ -23,8 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from digpt.errors import ConfigError, DigptError, MissingDependencyError, near_misses
 from serve.api import create_app
-from serve.cli import GRACE_S, ServeConfig, load_engines
-from serve.service import prove
+from serve.cli import ServeConfig, load_engines
+from serve.server import GRACE_S
+from serve.watchdog import prove
 
 if TYPE_CHECKING:
     from ray.serve import Application

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +12,8 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from serve import answers
-from serve.errors import NotReadyError
+from serve.body import LimitedBody
+from serve.errors import NotReadyError, RequestError
 from serve.inputs import FILES, Inputs, read_inputs
 from serve.schemas import (
     ClassifyRequest,
@@ -30,6 +32,7 @@ from serve.settings import Settings
 
 R = TypeVar("R", bound=InferenceRequest)
 
+INLINE_VALUES = 4096  # numbers of an answer written on the event loop: less than 1 ms
 CLIENT_GONE = 499  # nginx's number; nobody is there to read it
 STATUS_TEXTS: dict[int | str, str] = {
     400: "The body cannot be parsed, or did not arrive in time.",
@@ -78,14 +81,27 @@ def status_router(service: Service) -> APIRouter:
 
     @router.head("/health/live", include_in_schema=False)
     @router.get(
-        "/health/live", summary="Does the process answer?", response_model=Health, response_model_exclude_none=True
+        "/health/live",
+        summary="Does the process answer, and may it yet get ready?",
+        response_model=Health,
+        response_model_exclude_none=True,
+        responses=not_ready,
     )
     async def live() -> Health:
+        hopeless = [f"{model.name}: {model.detail}" for model in service.models.values() if model.watchdog.hopeless]
+        if hopeless:
+            raise NotReadyError(f"Only a new process helps: {'; '.join(hopeless)}.")
         return Health(status="live")
 
     @router.head("/health/ready", include_in_schema=False)
-    @router.get("/health/ready", summary="Has every model proved itself?", response_model=Health, responses=not_ready)
+    @router.get(
+        "/health/ready",
+        summary="Has every model proved itself, and does it answer?",
+        response_model=Health,
+        responses=not_ready,
+    )
     async def ready() -> Health:
+        service.require_open()
         waiting = [f"{model.name}: {model.detail}" for model in service.models.values() if model.state != "ready"]
         if waiting:
             raise NotReadyError(f"Not ready: {'; '.join(waiting)}.", retry_after=1)
@@ -127,6 +143,23 @@ async def _answer(
     answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
 ) -> Response:
     try:
+        service.require_room()
+    except RequestError as error:
+        body = LimitedBody(request, service.settings, service.bodies)
+        await body.discard()
+        error.close = error.close or not body.complete
+        raise
+    with service.accepted():
+        return await _answer_accepted(service, request, schema, answer)
+
+
+async def _answer_accepted(
+    service: Service,
+    request: Request,
+    schema: type[R],
+    answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
+) -> Response:
+    try:
         inputs = await read_inputs(request, schema, service.settings, service.bodies)
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
@@ -136,12 +169,21 @@ async def _answer(
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             return Response(status_code=CLIENT_GONE)
-        content = await asyncio.to_thread(to_json, working.result())  # numbers become text off the event loop
+        found = working.result()
+        content = await answers.aside(partial(to_json, found), _values(found) > INLINE_VALUES)
+    except asyncio.CancelledError:  # a server that waits no longer cancels what it has not answered
+        service.require_open()
+        raise
     finally:
         working.cancel()
         gone.cancel()
         inputs.drop()
     return Response(content, media_type="application/json")
+
+
+def _values(answer: dict[str, Any]) -> int:
+    """How many numbers or predictions an answer holds."""
+    return sum(len(value) for entry in answer["data"] for value in entry.values() if isinstance(value, list))
 
 
 async def _disconnected(request: Request) -> None:

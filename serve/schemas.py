@@ -164,7 +164,7 @@ class ModelCard(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    state: Literal["starting", "ready", "failed"]
+    state: Literal["starting", "ready", "failed", "stalled"]
     detail: str
     fingerprint: str
     backend: str

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+import os
+from dataclasses import dataclass, field, fields
 
 from digpt.errors import ConfigError
 
 MIB = 1024 * 1024
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,20 @@ class Settings:
     """Pixels waiting for one model, counted at its input size (a text counts as one image); more is answered 429."""
     deadline_s: float = 30.0
     """Seconds from a request's last byte to its answer; later is answered 504."""
-    decode_threads: int = 4
-    """Threads that decode images."""
+    stall_s: float = 60.0
+    """Seconds after which a computation under way counts as stalled: its model is not ready until it answers again."""
+    max_batch: int = 64
+    """Images or texts computed together at most; fewer where they would take more than half a second."""
+    decode_threads: int = field(default_factory=cores)
+    """Threads that decode images; by default one for each core that the process may use."""
     price_per_hour: float | None = None
     """What an hour of this machine costs, in any currency; /metrics then says what a million images cost."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # those of a subclass as well
-            value = getattr(self, field.name)
+        for each in fields(self):  # those of a subclass as well
+            value = getattr(self, each.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
                 if not value > 0:
-                    raise ConfigError(f"{field.name}={value} must be above zero.")
+                    raise ConfigError(f"{each.name}={value} must be above zero.")
                 if not math.isfinite(value):
-                    raise ConfigError(f"{field.name}={value} must be finite.")
+                    raise ConfigError(f"{each.name}={value} must be finite.")

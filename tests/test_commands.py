@@ -55,6 +55,7 @@ COMMANDS = {
     "benchmarks.train_step": {"--threads", "--precision", "--batch", "--rounds"},
     "benchmarks.loader": set(),
     "benchmarks.offline": {"--model", "--images", "--rounds", "--threads", "--json"},
+    "benchmarks.serve": {"--model", "--parts", "--seconds", "--json"},
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
 }
 PAGES = sorted(

@@ -39,7 +39,7 @@ def test_openapi_paths(client: httpx.Client) -> None:
         "POST /classify": ["200", *ERRORS],
         "GET /models": ["200"],
         "GET /models/{name}": ["200", "404", "422"],
-        "GET /health/live": ["200"],
+        "GET /health/live": ["200", "503"],
         "GET /metrics": ["200"],
         "GET /health/ready": ["200", "503"],
     }
@@ -100,7 +100,7 @@ def test_what_browsers_and_probes_ask_for(client: httpx.Client) -> None:
 def test_uvicorn_is_told_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     monkeypatch.setattr(serve.cli.Engine, "load", lambda *_, **__: Engine(FakeRuntime()))
-    monkeypatch.setattr(serve.cli.uvicorn, "run", lambda _, **options: told.update(options))
+    monkeypatch.setattr(serve.cli.Server, "run", lambda server: told.update(vars(server.config)))
     assert main(["--no-demo", "--max-connections", "7"]) == 0
     assert (told["limit_concurrency"], told["timeout_keep_alive"]) == (7, 5)
 
