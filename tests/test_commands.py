@@ -50,6 +50,7 @@ COMMANDS = {
     "app": {"--model", "--host", "--port"},
     "benchmarks.train_step": {"--threads", "--precision", "--batch", "--rounds"},
     "benchmarks.loader": set(),
+    "benchmarks.engines": {"--engines", "--threads", "--parity-images", "--rounds", "--json"},
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
 }
 PAGES = sorted(

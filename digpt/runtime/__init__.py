@@ -81,6 +81,7 @@ ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None], Runtime]] = {
     "onnx-int8": _load_onnx,
     "openvino": _load_openvino,
     "openvino-bf16": _load_openvino,
+    "openvino-int8": _load_openvino,
     "aoti": _load_aoti,
 }
 

@@ -142,7 +142,7 @@ def test_int8_is_an_engine_of_its_own(int8_artifact: Path, text_spec: str) -> No
     assert set(manifest["files"]) == {"image-int8.onnx", "text.onnx", "golden.npz", "tokenizer.json"}
     engine = manifest["engines"]["onnx-int8"]
     assert (engine["precision"], engine["parity"]["precision"], manifest["precision"]) == ("int8", "int8", "int8")
-    assert engine["calibration"] == {"images": 64, "method": "minmax", "apart_from_parity": True}
+    assert engine["calibration"] == {"images": 64, "method": "percentile 99.99", "apart_from_parity": True}
     live, reference = load_runtime(str(int8_artifact), threads=1), TorchRuntime(load_model(text_spec))
     assert (live.info.backend, live.info.providers[-1]) == ("onnx-int8", "CPUExecutionProvider")
     found, expected = live.embed(crops(16)), reference.embed(crops(16))
