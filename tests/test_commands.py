@@ -56,6 +56,7 @@ COMMANDS = {
     "benchmarks.loader": set(),
     "benchmarks.offline": {"--model", "--images", "--rounds", "--threads", "--json"},
     "benchmarks.serve": {"--model", "--parts", "--seconds", "--json"},
+    "benchmarks.engines": {"--engines", "--threads", "--parity-images", "--rounds", "--json"},
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
 }
 PAGES = sorted(
