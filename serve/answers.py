@@ -58,7 +58,7 @@ async def embed(service: Service, inputs: Inputs[EmbedRequest]) -> dict[str, Any
         is_image = index < inputs.count
         entry: dict[str, Any] = {"index": index, "type": "image" if is_image else "text"}
         if error is None:
-            entry["embedding"] = encode(next(rows), request.encoding_format)
+            entry |= encoded(next(rows), request.encoding_format)
         else:
             entry["error"] = problem(error, param=inputs.param if is_image else "texts", index=index).body()
         data.append(entry)
@@ -170,6 +170,20 @@ def encode(row: np.ndarray, encoding_format: str) -> list[float] | str:
         return base64.b64encode(np.ascontiguousarray(row, "<f4").tobytes()).decode("ascii")
     numbers: list[float] = row.tolist()
     return numbers
+
+
+def encoded(row: np.ndarray, encoding_format: str) -> dict[str, Any]:
+    """The fields of an embedding float32 ``[D]``; those of "int8" are ``embedding`` and its ``scale``."""
+    if encoding_format != "int8":
+        return {"embedding": encode(row, encoding_format)}
+    numbers, scale = quantize(row)
+    return {"embedding": numbers.tolist(), "scale": scale}
+
+
+def quantize(row: np.ndarray) -> tuple[np.ndarray, float]:
+    """float32 ``[D]`` -> int8 ``[D]`` in -127..127, and the scale that makes them the row again: off by half of it."""
+    scale = float(np.abs(row).max(initial=0.0)) / 127 or 1.0  # a row of zeros has any scale
+    return np.clip(np.rint(row.astype(np.float64) / scale), -127, 127).astype(np.int8), scale
 
 
 def finite(embeddings: np.ndarray) -> np.ndarray:

@@ -32,8 +32,10 @@ class EmbedRequest(InferenceRequest):
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [PIXEL], "texts": ["a red square"]}]})
 
     texts: Texts = Field(None, description="Texts, answered after the images.")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="`base64`: little-endian float32, a quarter of the size."
+    encoding_format: Literal["float", "base64", "int8"] = Field(
+        "float",
+        description="`base64`: little-endian float32, a quarter of the size. `int8`: whole numbers from -127 to 127, "
+        "as byte vectors of vector databases want them; times `scale` they are the embedding again.",
     )
     normalize: bool = Field(True, description="Scale each embedding to length 1.")
 
@@ -104,11 +106,12 @@ class Timings(BaseModel):
 
 
 class Embedding(BaseModel):
-    """One input's embedding or its error."""
+    """One input's embedding or its error; ``scale`` stands beside whole numbers (``encoding_format`` "int8")."""
 
     index: int
     type: Literal["image", "text"]
-    embedding: list[float] | str | None = None
+    embedding: list[int] | list[float] | str | None = None
+    scale: float | None = None
     error: ErrorDetail | None = None
 
 
