@@ -69,17 +69,24 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
     """Answer ``POST /classify``; see ``schemas.ClassifyResponse``."""
     request, labels, templates = inputs.request, inputs.request.labels, inputs.request.templates
     check_items(inputs.count, {"labels": labels, "templates": templates}, service.settings)
-    model = service.model(request.model)
+    stored = service.class_sets.asked_for(request)
+    model = service.model(request.model if stored is None else stored.model)
     if request.logits is not None:
         return await head_logits(service, model, inputs, request.logits)
     engine = model.engine
     threshold = abstain_threshold(engine.info) if request.abstain else None
-    if templates and labels is None and engine.info.head == "linear":
+    names: Sequence[str] | None = labels
+    matrix: np.ndarray | None = None
+    if stored is not None:
+        names, matrix = stored.labels, stored.matrix_for(engine.info.fingerprint)
+    if templates and names is None and engine.info.head == "linear":
         raise SchemaError("templates say how to word labels; give labels, or leave templates out.", param="templates")
-    check_scores(inputs.count, len(labels or engine.info.choices or ()), request.top_k, service.settings)
+    check_scores(inputs.count, len(names or engine.info.choices or ()), request.top_k, service.settings)
 
     def compute(crops: list[np.ndarray]) -> list[list[Prediction]]:
-        return engine.classify(crops, labels, templates, top_k=request.top_k, multi_label=request.multi_label)
+        return engine.classify(
+            crops, names, templates, matrix=matrix, top_k=request.top_k, multi_label=request.multi_label
+        )
 
     outcome = await run(service, model, inputs, [], compute)
     rows, data = iter(outcome.value), []
@@ -89,7 +96,7 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
             data.append({"index": index, "predictions": [{"label": p.label, "score": p.score} for p in best]})
         else:
             data.append({"index": index, "error": problem(error, param=inputs.param, index=index).body()})
-    return envelope(model, outcome, data, {"images": inputs.count, "texts": len(labels or [])})
+    return envelope(model, outcome, data, {"images": inputs.count, "texts": len(names or [])})
 
 
 async def head_logits(

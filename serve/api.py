@@ -17,41 +17,71 @@ from starlette.routing import Mount
 
 from digpt.engine import Engine
 from digpt.errors import DigptError
+from serve.classset_routes import class_set_router
 from serve.docs import docs_page
-from serve.errors import FRAMEWORK_CODES, Problem, problem
+from serve.documents import Documented
+from serve.errors import FRAMEWORK_CODES, Problem, problem, response
+from serve.keys import Keys
+from serve.openai import openai_router
+from serve.registry import Loader, Registry, admin_router
 from serve.routes import inference_router, status_router
+from serve.security import DEMO_PATH, PAGE_HEADERS, protect
 from serve.service import Service
 from serve.settings import Settings
 
 log = logging.getLogger("serve")
 
-DEMO_PATH = "/demo"
+VERSION = "1"  # of the API
 DESCRIPTION = "Embeddings and classes of images. Every answer names the fingerprint of the weights that gave it."
 
 
-def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) -> FastAPI:
-    """Serve ``engines`` by name; the first is the default. The application closes them when it stops."""
-    service = Service(engines, settings or Settings())
+def create_app(
+    engines: Mapping[str, Engine],
+    settings: Settings | None = None,
+    *,
+    keys: Keys | None = None,
+    available: Mapping[str, Loader] | None = None,
+) -> FastAPI:
+    """Serve ``engines`` by name; the first is the default. The application closes them when it stops.
+
+    Args:
+        keys: who may ask; by default everybody, and nobody may load models.
+        available: what loads the models that may be loaded and unloaded while the server runs, by name.
+    """
+    settings = settings or Settings()
+    service = Service(engines, settings)
+    registry = Registry(service, available or {})
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
+        await registry.stop()
         await service.stop()
+        await service.fetcher.close()
 
-    app = FastAPI(title="digpt", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Documented(
+        title="digpt", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None, version=VERSION
+    )
     app.state.service = service
-    app.include_router(inference_router(service))
-    app.include_router(status_router(service))
+    for router in (
+        inference_router(service),
+        openai_router(service),
+        class_set_router(service),
+        admin_router(registry),
+        status_router(service),
+    ):
+        app.include_router(router)
     _add_pages(app)
     _add_error_handlers(app)
+    protect(app, keys or Keys(), settings)
     return app
 
 
 def _add_pages(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)))
+        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)), headers=PAGE_HEADERS)
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
@@ -75,12 +105,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         found = problem(error)
         if found.status == 500:
             log.error("%s %s: %s", request.method, request.url.path, error)
-        return _response(found)
+        return response(found)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         fault = error.errors()[0]
-        return _response(Problem(422, f"{fault['loc'][-1]}: {fault['msg']}.", "invalid_request", str(fault["loc"][-1])))
+        return response(Problem(422, f"{fault['loc'][-1]}: {fault['msg']}.", "invalid_request", str(fault["loc"][-1])))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> JSONResponse:
@@ -90,13 +120,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}."
         code = FRAMEWORK_CODES.get(error.status_code, "http_error")
-        return _response(Problem(error.status_code, message, code), dict(error.headers or {}))
+        return response(Problem(error.status_code, message, code), dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         # starlette raises it again for the server's log, and the server then closes the connection: say so
-        return _response(problem(error), {"Connection": "close"})
-
-
-def _response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": found.body()}, found.status, {**(headers or {}), **found.headers()})
+        return response(problem(error), {"Connection": "close"})

@@ -11,14 +11,16 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from serve import answers
+from serve.documents import CLIENT_GONE, errors
 from serve.errors import NotReadyError
+from serve.fetched import fetched
 from serve.inputs import FILES, Inputs, read_inputs
 from serve.schemas import (
+    AbsentCard,
     ClassifyRequest,
     ClassifyResponse,
     EmbedRequest,
     EmbedResponse,
-    ErrorResponse,
     Health,
     InferenceRequest,
     Limits,
@@ -30,18 +32,6 @@ from serve.settings import Settings
 
 R = TypeVar("R", bound=InferenceRequest)
 
-CLIENT_GONE = 499  # nginx's number; nobody is there to read it
-STATUS_TEXTS: dict[int | str, str] = {
-    400: "The body cannot be parsed, or did not arrive in time.",
-    404: "No such model.",
-    413: "Too many bytes, or an image of too many pixels.",
-    415: "Bytes that match no allowed image format, or a body of another kind.",
-    422: "The request breaks the schema, holds nothing, or an image that cannot be decoded.",
-    429: "Too much is waiting; Retry-After says when to try again.",
-    503: "Not ready, or about to stop.",
-    504: "No answer in time.",
-}
-
 
 def inference_router(service: Service) -> APIRouter:
     """``POST /embed`` and ``POST /classify``."""
@@ -49,11 +39,11 @@ def inference_router(service: Service) -> APIRouter:
 
     @router.post("/embed", summary="Embed images and texts", **_described(EmbedRequest, EmbedResponse))
     async def embed(request: Request) -> Response:
-        return await _answer(service, request, EmbedRequest, answers.embed)
+        return await _answer(service, request, EmbedRequest, fetched(answers.embed))
 
     @router.post("/classify", summary="Classify images", **_described(ClassifyRequest, ClassifyResponse))
     async def classify(request: Request) -> Response:
-        return await _answer(service, request, ClassifyRequest, answers.classify)
+        return await _answer(service, request, ClassifyRequest, fetched(answers.classify))
 
     return router
 
@@ -61,16 +51,19 @@ def inference_router(service: Service) -> APIRouter:
 def status_router(service: Service) -> APIRouter:
     """Models and health."""
     router = APIRouter(tags=["status"])
-    unknown: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse, "description": STATUS_TEXTS[status]} for status in (404, 422)
-    }
-    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": STATUS_TEXTS[503]}}
 
-    @router.get("/models", summary="List the served models", response_model=ModelList)
+    @router.get("/models", summary="List the served models", response_model=ModelList, responses=errors(401))
     async def models() -> ModelList:
-        return ModelList(data=[card(model, service.settings) for model in service.models.values()])
+        return ModelList(
+            data=[card(model, service.settings) for model in service.models.values()],
+            available=[
+                AbsentCard(id=model.name, state=model.state, detail=model.detail) for model in service.absent.values()
+            ],
+        )
 
-    @router.get("/models/{name}", summary="Describe one model", response_model=ModelCard, responses=unknown)
+    @router.get(
+        "/models/{name}", summary="Describe one model", response_model=ModelCard, responses=errors(401, 404, 422, 503)
+    )
     async def model(name: str) -> ModelCard:
         found = service.model(name)
         labels = found.engine.info.choices
@@ -84,7 +77,7 @@ def status_router(service: Service) -> APIRouter:
         return Health(status="live")
 
     @router.head("/health/ready", include_in_schema=False)
-    @router.get("/health/ready", summary="Has every model proved itself?", response_model=Health, responses=not_ready)
+    @router.get("/health/ready", summary="Has every model proved itself?", response_model=Health, responses=errors(503))
     async def ready() -> Health:
         waiting = [f"{model.name}: {model.detail}" for model in service.models.values() if model.state != "ready"]
         if waiting:
@@ -159,7 +152,7 @@ def _described(request: type[InferenceRequest], response: type[Any]) -> dict[str
         "response_class": Response,
         "responses": {
             200: {"model": response, "description": "Some or all items succeeded; those that did not say why."},
-            **{status: {"model": ErrorResponse, "description": text} for status, text in STATUS_TEXTS.items()},
+            **errors(400, 401, 404, 409, 413, 415, 422, 429, 503, 504),
         },
         "openapi_extra": {
             "requestBody": {

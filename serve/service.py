@@ -14,11 +14,15 @@ import numpy as np
 from digpt.engine import Engine
 from digpt.errors import ConfigError, near_misses
 from serve.body import Budget
+from serve.classsets import ClassSets
 from serve.errors import NotReadyError, UnknownModelError
+from serve.fetch import Fetcher
 from serve.settings import Settings
 from serve.worker import Worker
 
 log = logging.getLogger("serve")
+
+DRAIN_POLL_S = 0.01
 
 
 @dataclass
@@ -54,6 +58,15 @@ def prove(engine: Engine) -> str:
     return report.message if report.checked else "it answers; it came without golden embeddings to compare with"
 
 
+@dataclass
+class AbsentModel:
+    """A model that may be loaded and is not: why, or what is being done about it."""
+
+    name: str
+    state: Literal["unloaded", "loading", "unloading", "failed"]
+    detail: str
+
+
 class Service:
     """Everything the endpoints need: settings, models by name (the first is the default), what is held, decoders."""
 
@@ -64,6 +77,9 @@ class Service:
         self.models = {
             name: ServedModel(name, engine, Worker(name, settings.queue_pixels)) for name, engine in engines.items()
         }
+        self.class_sets = ClassSets(settings)
+        self.fetcher = Fetcher(settings)
+        self.absent: dict[str, AbsentModel] = {}  # see serve.registry
         self.bodies = Budget(settings.max_pending_bytes)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 
@@ -72,9 +88,17 @@ class Service:
 
         Raises:
             UnknownModelError: it is not served here; the message names those that are.
+            NotReadyError: it may be loaded and is not.
         """
         if name is None:
             return next(iter(self.models.values()))
+        if name in self.absent:
+            found = self.absent[name]
+            raise NotReadyError(
+                f"Model {name!r} is {found.state}: {found.detail}.",
+                param="model",
+                retry_after=1 if found.state == "loading" else None,
+            )
         if name not in self.models:
             raise UnknownModelError(
                 f"There is no model {name!r} here; there is {', '.join(self.models)}.{near_misses(name, self.models)}",
@@ -105,3 +129,16 @@ class Service:
             await asyncio.to_thread(model.worker.close)
             await asyncio.to_thread(model.engine.close)
         self.decoders.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, name: str, engine: Engine, detail: str) -> None:
+        """Serve one more model, which has proved itself; ``detail`` says how."""
+        self.models[name] = ServedModel(name, engine, Worker(name, self.settings.queue_pixels), "ready", detail)
+
+    async def remove(self, name: str) -> None:
+        """Stop serving a model at once, and release it when what it has begun is done. The others go on."""
+        model = self.models.pop(name)
+        while model.worker.admitted_pixels:
+            await asyncio.sleep(DRAIN_POLL_S)
+        async with self.class_sets.building:
+            await asyncio.to_thread(model.worker.close)
+            await asyncio.to_thread(model.engine.close)

@@ -35,7 +35,7 @@ OWNERS = {
     "openvino": ("digpt/runtime/openvino.py",),
     "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),
-    "httpx": ("digpt/runtime/remote.py",),
+    "httpx": ("digpt/runtime/remote.py", "serve/fetch.py"),
     "huggingface_hub": ("export/",),
 }
 BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
