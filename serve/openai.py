@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints, WithJsonSchema, field_validator
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
@@ -28,6 +28,11 @@ from serve.service import Service
 T = TypeVar("T")
 
 IMAGE_URI = "data:image/"
+TEXT = {"type": "string", "minLength": 1}
+INPUT = {
+    "anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}],
+    "description": "One text or image, or a list of them. Tokens are not taken: send the text itself.",
+}
 STATUS_OF = {code: status for status, code in STATUSES.values()}
 
 
@@ -45,8 +50,8 @@ class OpenAIRequest(BaseModel):
         },
     )
 
-    input: str | Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)] = Field(
-        description="One text or image, or a list of them. Tokens are not taken: send the text itself."
+    input: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], FailFast(), WithJsonSchema(INPUT)] = Field(
+        min_length=1
     )
     model: str = Field(max_length=256, description="Name of a served model.")
     encoding_format: Literal["float", "base64"] = Field("float", description="`base64`: little-endian float32.")
@@ -60,15 +65,13 @@ class OpenAIRequest(BaseModel):
 
     @field_validator("input", mode="before")
     @classmethod
-    def _no_tokens(cls, given: object) -> object:
+    def _listed(cls, given: object) -> object:
         if isinstance(given, list) and any(isinstance(item, int | list) for item in given):
             raise ValueError(
                 "tokens can only be read by the model that they were made for; send the text itself "
                 "(LangChain: check_embedding_ctx_length=False)"
             )
-        if given == "":
-            raise ValueError("there is nothing in it")
-        return given
+        return [given] if isinstance(given, str) else given
 
     def is_image(self, item: str) -> bool:
         return self.modality == "image" or (self.modality is None and item[: len(IMAGE_URI)].lower() == IMAGE_URI)
@@ -159,7 +162,7 @@ def openai_router(service: Service) -> APIRouter:
 
 async def embed(service: Service, asked: OpenAIRequest) -> dict[str, Any] | Problem:
     """Answer a valid request, or say what is wrong with the first input that cannot be embedded."""
-    items = [asked.input] if isinstance(asked.input, str) else asked.input
+    items = asked.input
     is_image = [asked.is_image(item) for item in items]
     texts = ["" if image else item for item, image in zip(items, is_image, strict=True)]
     check_items(len(items), {"input": texts}, service.settings)
