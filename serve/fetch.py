@@ -113,7 +113,7 @@ class Fetcher:
             if answer.headers.get("content-encoding", "identity") != "identity":
                 raise UrlError(f"{target.host} sends the image compressed, which was not asked for.")
             content = bytearray()
-            async for piece in answer.aiter_raw():
+            async for piece in answer.aiter_bytes():  # as they came: nothing is compressed
                 content += piece
                 if len(content) > max_bytes:
                     raise UrlError(f"The image at {target.host} has more than the {max_bytes:,} bytes allowed.")
