@@ -30,14 +30,7 @@ SCHEME = "key"
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of an endpoint, for FastAPI."""
-    return {
-        status: {
-            "model": ErrorResponse,
-            "description": STATUS_TEXTS[status],
-            "content": {"application/json": {"examples": {"error": {"value": {"error": ERRORS[status]}}}}},
-        }
-        for status in statuses
-    }
+    return {status: {"model": ErrorResponse, "description": STATUS_TEXTS[status]} for status in statuses}
 
 
 class Documented(FastAPI):
@@ -65,7 +58,7 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
             elif path not in OPEN:
                 operation["security"] = [{}, needed]
             for status, answer in operation["responses"].items():
-                example = ANSWERS.get((method, path))
-                if status.startswith("2") and example is not None:
-                    answer["content"]["application/json"]["examples"] = {"answer": {"value": example}}
+                example = {"error": ERRORS[int(status)]} if int(status) in ERRORS else ANSWERS.get((method, path))
+                for content in answer.get("content", {}).values():  # a 304 has none
+                    content["examples"] = {"example": {"value": example}}
     return document
