@@ -35,7 +35,7 @@ OWNERS = {
     "openvino": ("digpt/runtime/openvino.py",),
     "cv2": ("digpt/corruptions/",),
     "ray": ("serve/ray.py", "serve/offline.py"),
-    "httpx": ("digpt/runtime/remote.py", "serve/fetch.py"),
+    "httpx": ("digpt/runtime/remote.py", "digpt/client.py", "serve/fetch.py"),
     "huggingface_hub": ("export/",),
 }
 BACKENDS = ("onnxruntime", "openvino", "ray", "tensorrt", "torch_tensorrt")  # imported when used, never before
@@ -57,6 +57,7 @@ TORCH_FREE = (
     "digpt.data.scenes",
     "digpt.corruptions",
     "digpt.classsets",
+    "digpt.client",
     "digpt.probe",
     "serve.cli",
     "app.cli",

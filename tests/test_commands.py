@@ -46,10 +46,12 @@ COMMANDS = {
     "export": {"--to", "--output", "--image-size"},
     "export.card": {"--results", "--license", "--output"},
     "export.push": set(),
-    "serve": {"--model", "--host", "--port", "--image-size"},
+    "serve": {"--model", "--host", "--port", "--image-size", "--available", "--keys-file", "--class-sets-dir"}
+    | {"--allow-url-host", "--cors-origin"},
     "app": {"--model", "--host", "--port"},
     "benchmarks.train_step": {"--threads", "--precision", "--batch", "--rounds"},
     "benchmarks.loader": set(),
+    "benchmarks.class_set_cost": {"--model", "--labels"},
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
 }
 PAGES = sorted(
