@@ -38,9 +38,12 @@ class Words:
 
     labels: Sequence[str]
     templates: Sequence[str] | None
+    matrix: np.ndarray | None = None  # of a stored class set
 
     def kept(self, engine: Engine) -> np.ndarray | None:
-        """Their matrix, if the engine has it at hand."""
+        """Their matrix, if it is at hand."""
+        if self.matrix is not None:
+            return self.matrix
         return engine.kept_class_matrix(engine.class_matrix_key(self.labels, self.templates))
 
     def prompts(self, engine: Engine) -> int:
@@ -68,7 +71,7 @@ async def embed(service: Service, inputs: Inputs[EmbedRequest]) -> dict[str, Any
         is_image = index < inputs.count
         said = {"index": index, "type": "image" if is_image else "text"}
         if isinstance(row, np.ndarray):
-            return {**said, "embedding": encode(unit_rows(row) if request.normalize else row, request.encoding_format)}
+            return {**said, **encoded(unit_rows(row) if request.normalize else row, request.encoding_format)}
         return {**said, "error": problem(row, param=inputs.param if is_image else "texts", index=index).body()}
 
     def entries() -> list[dict[str, Any]]:
@@ -83,10 +86,14 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
     """Answer ``POST /classify``; see ``schemas.ClassifyResponse``."""
     request, labels, templates = inputs.request, inputs.request.labels, inputs.request.templates
     check_items(inputs.count, {"labels": labels, "templates": templates}, service.settings)
-    model = service.model(request.model)
+    stored = service.class_sets.asked_for(request)
+    model = service.model(request.model if stored is None else stored.model)
     if request.logits is not None:
         return await head_logits(service, model, inputs, request.logits)
     engine = model.engine
+    kept: np.ndarray | None = None
+    if stored is not None:
+        labels, kept = list(stored.labels), stored.matrix_for(engine.info.fingerprint)
     if request.abstain:
         engine.require_abstain(labels)
     head = labels is None and engine.info.head == "linear"
@@ -94,7 +101,7 @@ async def classify(service: Service, inputs: Inputs[ClassifyRequest]) -> dict[st
         raise SchemaError("templates say how to word labels; give labels, or leave templates out.", param="templates")
     names = engine.choices(labels, multi_label=request.multi_label)
     check_scores(inputs.count, len(names), request.top_k, service.settings)
-    words = None if head else Words(names, templates)
+    words = None if head else Words(names, templates, kept)
     outcome = await run(service, model, inputs, "logits" if head else "embed", words=words)
 
     def predict() -> list[list[Prediction]]:
@@ -252,3 +259,17 @@ def encode(row: np.ndarray, encoding_format: str) -> list[float] | str:
         return base64.b64encode(np.ascontiguousarray(row, "<f4").tobytes()).decode("ascii")
     numbers: list[float] = row.tolist()
     return numbers
+
+
+def encoded(row: np.ndarray, encoding_format: str) -> dict[str, Any]:
+    """The fields of an embedding float32 ``[D]``; those of "int8" are ``embedding`` and its ``scale``."""
+    if encoding_format != "int8":
+        return {"embedding": encode(row, encoding_format)}
+    numbers, scale = quantize(row)
+    return {"embedding": numbers.tolist(), "scale": scale}
+
+
+def quantize(row: np.ndarray) -> tuple[np.ndarray, float]:
+    """float32 ``[D]`` -> int8 ``[D]`` in -127..127, and the scale that makes them the row again: off by half of it."""
+    scale = float(np.abs(row).max(initial=0.0)) / 127 or 1.0  # a row of zeros has any scale
+    return np.clip(np.rint(row.astype(np.float64) / scale), -127, 127).astype(np.int8), scale

@@ -285,13 +285,14 @@ class Batcher:
         self.stats.items += len(rows)
         for part, row in zip(parts, rows, strict=True):
             part.job.rows[part.index] = row
+        failed = sum(isinstance(row, Exception) for row in rows)
+        for observe in self.on_batch:  # first: who has an answer finds it counted
+            observe(Batch(kind, len(rows), failed, seconds, waited))
         with self._changed:
             for job in jobs:
                 job.seconds += seconds
                 if job.taken == len(job.items):
                     _settle(job, Done(job.rows, ended - job.submitted - job.seconds, job.seconds))
-        for observe in self.on_batch:
-            observe(Batch(kind, len(rows), sum(isinstance(row, Exception) for row in rows), seconds, waited))
 
     def _bisect(self, kind: Kind, parts: list[Part]) -> list[Any]:
         """Return each item's row, or the exception that it raises when it is computed alone."""

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from starlette.responses import JSONResponse
 
 from digpt.errors import (
     CapabilityError,
@@ -61,6 +64,22 @@ class UnknownModelError(RequestError):
     """A model that is not served here."""
 
 
+class UnknownClassSetError(RequestError):
+    """A class set that is not stored here."""
+
+
+class UnauthorizedError(RequestError):
+    """No key, or one that is not known."""
+
+
+class ForbiddenError(RequestError):
+    """A key that is known, for something that takes another one."""
+
+
+class ConflictError(RequestError):
+    """Something that the server's state does not allow; the sentence says what to change first."""
+
+
 class QueueFullError(RequestError):
     """More work waiting than the queue may hold, or more bytes than the server."""
 
@@ -97,7 +116,11 @@ class InferenceError(DigptError):
 STATUSES: dict[type[BaseException], tuple[int, str]] = {
     BadBodyError: (400, "unparsable_body"),
     BodyTimeoutError: (400, "body_timeout"),
+    UnauthorizedError: (401, "invalid_api_key"),
+    ForbiddenError: (403, "admin_key_required"),
     UnknownModelError: (404, "model_not_found"),
+    UnknownClassSetError: (404, "class_set_not_found"),
+    ConflictError: (409, "conflict"),
     BodyTooLargeError: (413, "request_too_large"),
     ImageTooLargeError: (413, "image_too_large"),
     UnsupportedContentTypeError: (415, "unsupported_content_type"),
@@ -142,7 +165,8 @@ class Problem:
 
     def headers(self) -> dict[str, str]:
         retry = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return {**retry, "Connection": "close"} if self.close else retry
+        key = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return {**retry, **key, **({"Connection": "close"} if self.close else {})}
 
 
 def problem(error: BaseException, *, param: str | None = None, index: int | None = None) -> Problem:
@@ -165,3 +189,8 @@ def problem(error: BaseException, *, param: str | None = None, index: int | None
             error.close,
         )
     return Problem(status, message, code, param, index)
+
+
+def response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer that says so."""
+    return JSONResponse({"error": found.body()}, found.status, {**(headers or {}), **found.headers()})

@@ -16,10 +16,12 @@ from digpt.preprocess import decode
 from serve.errors import RequestError
 
 NOT_DECODED = InputError("The image was not decoded.")
+NOT_FETCHED = "Images by URL are not fetched here; send the image itself as base64."
+Image = str | bytes | InputError  # base64 or a data URI, a file, or why an image by URL was not fetched
 
 
 async def decode_all(
-    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[str | bytes], *, preprocessed: bool, at_once: int
+    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[Image], *, preprocessed: bool, at_once: int
 ) -> list[np.ndarray | Exception]:
     """Decode each image to uint8 ``[H,W,3]``, or return its error in its place. Cancelling drops those not begun.
 
@@ -50,7 +52,7 @@ def image_bytes(image: str | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
     if image.startswith(("http://", "https://")):
-        raise RequestError("Images by URL are not fetched here; send the image itself as base64.")
+        raise RequestError(NOT_FETCHED)
     head, comma, content = image.partition(",") if image.startswith("data:") else ("", "", image)
     if head and (not comma or not head.endswith(";base64")):
         raise RequestError("The data URI must look like 'data:image/png;base64,...'.")
@@ -79,7 +81,9 @@ def decode_one(engine: Engine, image: str | bytes, *, preprocessed: bool = False
     return np.asarray(picture)
 
 
-def _decode_or_error(engine: Engine, preprocessed: bool, image: str | bytes) -> np.ndarray | InputError:
+def _decode_or_error(engine: Engine, preprocessed: bool, image: Image) -> np.ndarray | InputError:
+    if isinstance(image, InputError):
+        return image
     try:
         return decode_one(engine, image, preprocessed=preprocessed)
     except InputError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -12,15 +11,17 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from serve import answers
-from serve.body import LimitedBody
-from serve.errors import NotReadyError, RequestError
+from serve.connection import accepted, while_connected
+from serve.documents import CLIENT_GONE, errors
+from serve.errors import NotReadyError
+from serve.fetched import fetched
 from serve.inputs import FILES, Inputs, read_inputs
 from serve.schemas import (
+    AbsentCard,
     ClassifyRequest,
     ClassifyResponse,
     EmbedRequest,
     EmbedResponse,
-    ErrorResponse,
     Health,
     InferenceRequest,
     Limits,
@@ -33,17 +34,6 @@ from serve.settings import Settings
 R = TypeVar("R", bound=InferenceRequest)
 
 INLINE_VALUES = 4096  # numbers of an answer written on the event loop: less than 1 ms
-CLIENT_GONE = 499  # nginx's number; nobody is there to read it
-STATUS_TEXTS: dict[int | str, str] = {
-    400: "The body cannot be parsed, or did not arrive in time.",
-    404: "No such model.",
-    413: "Too many bytes, or an image of too many pixels.",
-    415: "Bytes that match no allowed image format, or a body of another kind.",
-    422: "The request breaks the schema, holds nothing, or an image that cannot be decoded.",
-    429: "Too much is waiting; Retry-After says when to try again.",
-    503: "Not ready, or about to stop.",
-    504: "No answer in time.",
-}
 
 
 def inference_router(service: Service) -> APIRouter:
@@ -52,11 +42,11 @@ def inference_router(service: Service) -> APIRouter:
 
     @router.post("/embed", summary="Embed images and texts", **_described(EmbedRequest, EmbedResponse))
     async def embed(request: Request) -> Response:
-        return await _answer(service, request, EmbedRequest, answers.embed)
+        return await _answer(service, request, EmbedRequest, fetched(answers.embed))
 
     @router.post("/classify", summary="Classify images", **_described(ClassifyRequest, ClassifyResponse))
     async def classify(request: Request) -> Response:
-        return await _answer(service, request, ClassifyRequest, answers.classify)
+        return await _answer(service, request, ClassifyRequest, fetched(answers.classify))
 
     return router
 
@@ -64,16 +54,19 @@ def inference_router(service: Service) -> APIRouter:
 def status_router(service: Service) -> APIRouter:
     """Models and health."""
     router = APIRouter(tags=["status"])
-    unknown: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse, "description": STATUS_TEXTS[status]} for status in (404, 422)
-    }
-    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": STATUS_TEXTS[503]}}
 
-    @router.get("/models", summary="List the served models", response_model=ModelList)
+    @router.get("/models", summary="List the served models", response_model=ModelList, responses=errors(401))
     async def models() -> ModelList:
-        return ModelList(data=[card(model, service.settings) for model in service.models.values()])
+        return ModelList(
+            data=[card(model, service.settings) for model in service.models.values()],
+            available=[
+                AbsentCard(id=model.name, state=model.state, detail=model.detail) for model in service.absent.values()
+            ],
+        )
 
-    @router.get("/models/{name}", summary="Describe one model", response_model=ModelCard, responses=unknown)
+    @router.get(
+        "/models/{name}", summary="Describe one model", response_model=ModelCard, responses=errors(401, 404, 422, 503)
+    )
     async def model(name: str) -> ModelCard:
         found = service.model(name)
         labels = found.engine.info.choices
@@ -85,7 +78,7 @@ def status_router(service: Service) -> APIRouter:
         summary="Does the process answer, and may it yet get ready?",
         response_model=Health,
         response_model_exclude_none=True,
-        responses=not_ready,
+        responses=errors(503),
     )
     async def live() -> Health:
         hopeless = [f"{model.name}: {model.detail}" for model in service.models.values() if model.watchdog.hopeless]
@@ -98,7 +91,7 @@ def status_router(service: Service) -> APIRouter:
         "/health/ready",
         summary="Has every model proved itself, and does it answer?",
         response_model=Health,
-        responses=not_ready,
+        responses=errors(503),
     )
     async def ready() -> Health:
         service.require_open()
@@ -142,53 +135,23 @@ async def _answer(
     schema: type[R],
     answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
 ) -> Response:
-    try:
-        service.require_room()
-    except RequestError as error:
-        body = LimitedBody(request, service.settings, service.bodies)
-        await body.discard()
-        error.close = error.close or not body.complete
-        raise
-    with service.accepted():
-        return await _answer_accepted(service, request, schema, answer)
-
-
-async def _answer_accepted(
-    service: Service,
-    request: Request,
-    schema: type[R],
-    answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
-) -> Response:
-    try:
-        inputs = await read_inputs(request, schema, service.settings, service.bodies)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE)
-    working = asyncio.ensure_future(answer(service, inputs))
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+    async with accepted(service, request):
+        try:
+            inputs = await read_inputs(request, schema, service.settings, service.bodies)
+            try:
+                found = await while_connected(request, answer(service, inputs))
+                return await written(found)
+            finally:
+                inputs.drop()
+        except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        found = working.result()
-        content = await answers.aside(partial(to_json, found), _values(found) > INLINE_VALUES)
-    except asyncio.CancelledError:  # a server that waits no longer cancels what it has not answered
-        service.require_open()
-        raise
-    finally:
-        working.cancel()
-        gone.cancel()
-        inputs.drop()
+
+
+async def written(answer: dict[str, Any]) -> Response:
+    """An answer as JSON, written off the event loop if it is large."""
+    values = sum(len(value) for entry in answer["data"] for value in entry.values() if isinstance(value, list))
+    content = await answers.aside(partial(to_json, answer), values > INLINE_VALUES)
     return Response(content, media_type="application/json")
-
-
-def _values(answer: dict[str, Any]) -> int:
-    """How many numbers or predictions an answer holds."""
-    return sum(len(value) for entry in answer["data"] for value in entry.values() if isinstance(value, list))
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _described(request: type[InferenceRequest], response: type[Any]) -> dict[str, Any]:
@@ -201,7 +164,7 @@ def _described(request: type[InferenceRequest], response: type[Any]) -> dict[str
         "response_class": Response,
         "responses": {
             200: {"model": response, "description": "Some or all items succeeded; those that did not say why."},
-            **{status: {"model": ErrorResponse, "description": text} for status, text in STATUS_TEXTS.items()},
+            **errors(400, 401, 404, 409, 413, 415, 422, 429, 503, 504),
         },
         "openapi_extra": {
             "requestBody": {

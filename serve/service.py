@@ -7,20 +7,26 @@ import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from digpt.engine import Engine
 from digpt.errors import ConfigError, near_misses
 from serve.admission import Admission
 from serve.batcher import Batch, Batcher
 from serve.body import Budget
+from serve.classsets import ClassSets
 from serve.errors import DrainingError, NotReadyError, UnknownModelError
+from serve.fetch import Fetcher
 from serve.metrics import Metrics
 from serve.observe import observation
 from serve.settings import Settings
 from serve.watchdog import State, Watchdog
 
 log = logging.getLogger("serve")
+
+DRAIN_POLL_S = 0.01
 
 
 class ServedModel:
@@ -31,6 +37,7 @@ class ServedModel:
         self.admission = Admission(settings.queue_pixels, settings.deadline_s)
         self.batcher = Batcher(name, engine, settings.max_batch)
         self.watchdog = Watchdog(name, engine, self.batcher, settings.stall_s)
+        self.watching: asyncio.Task[None] | None = None
 
     @property
     def item_pixels(self) -> int:
@@ -51,6 +58,24 @@ class ServedModel:
         if self.state != "ready":
             raise NotReadyError(f"Model {self.name!r} is not ready: {self.detail}.", param="model", retry_after=1)
 
+    async def close(self) -> None:
+        """Finish what has begun, then release the thread and the engine."""
+        if self.watching is not None:
+            self.watching.cancel()
+        if await asyncio.to_thread(self.batcher.close):
+            await asyncio.to_thread(self.engine.close)
+        else:
+            log.error("model %s is left behind: its backend does not answer", self.name)
+
+
+@dataclass
+class AbsentModel:
+    """A model that may be loaded and is not: why, or what is being done about it."""
+
+    name: str
+    state: Literal["unloaded", "loading", "unloading", "failed"]
+    detail: str
+
 
 class Service:
     """Everything the endpoints need: settings, models by name (the first is the default), what is held, decoders."""
@@ -59,25 +84,35 @@ class Service:
         if not engines:
             raise ConfigError("There is no model to serve.")
         self.settings = settings
-        self.models = {name: ServedModel(name, engine, settings) for name, engine in engines.items()}
+        self.models: dict[str, ServedModel] = {}
+        for name, engine in engines.items():
+            self._serve(name, engine)
         self.metrics = Metrics(self.models, settings.price_per_hour)
-        for served in self.models.values():
-            served.batcher.on_batch.append(partial(self._computed, served.name))
+        self.class_sets = ClassSets(settings)
+        self.fetcher = Fetcher(settings)
+        self.absent: dict[str, AbsentModel] = {}  # see serve.registry
         self.bodies = Budget(settings.max_pending_bytes)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self.draining = False
         self.active = 0
         """Requests for inference that were accepted and have not been answered. Touched on the event loop only."""
-        self._watching: list[asyncio.Task[None]] = []
 
     def model(self, name: str | None = None) -> ServedModel:
         """Return the model of that name, or the default one.
 
         Raises:
             UnknownModelError: it is not served here; the message names those that are.
+            NotReadyError: it may be loaded and is not.
         """
         if name is None:
             return next(iter(self.models.values()))
+        if name in self.absent:
+            found = self.absent[name]
+            raise NotReadyError(
+                f"Model {name!r} is {found.state}: {found.detail}.",
+                param="model",
+                retry_after=1 if found.state == "loading" else None,
+            )
         if name not in self.models:
             raise UnknownModelError(
                 f"There is no model {name!r} here; there is {', '.join(self.models)}.{near_misses(name, self.models)}",
@@ -125,16 +160,31 @@ class Service:
 
     def start(self) -> None:
         """Begin to prove every model, and to watch it, in the background."""
-        self._watching = [asyncio.create_task(model.watchdog.watch()) for model in self.models.values()]
+        for model in self.models.values():
+            model.watching = asyncio.create_task(model.watchdog.watch())
 
     async def stop(self) -> None:
         """Finish what has begun, then release threads and models."""
         self.draining = True
-        for task in self._watching:
-            task.cancel()
         for model in self.models.values():
-            if await asyncio.to_thread(model.batcher.close):
-                await asyncio.to_thread(model.engine.close)
-            else:
-                log.error("model %s is left behind: its backend does not answer", model.name)
+            await model.close()
         self.decoders.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, name: str, engine: Engine, detail: str) -> None:
+        """Serve one more model, which has proved itself; ``detail`` says how."""
+        model = self._serve(name, engine)
+        model.watchdog.proved(detail)
+        model.watching = asyncio.create_task(model.watchdog.watch())
+
+    async def remove(self, name: str) -> None:
+        """Stop serving a model at once, and release it when what it has begun is done. The others go on."""
+        model = self.models.pop(name)
+        while model.admission.pixels:
+            await asyncio.sleep(DRAIN_POLL_S)
+        async with self.class_sets.building:
+            await model.close()
+
+    def _serve(self, name: str, engine: Engine) -> ServedModel:
+        model = self.models[name] = ServedModel(name, engine, self.settings)
+        model.batcher.on_batch.append(partial(self._computed, name))
+        return model

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from digpt.errors import ConfigError
 
@@ -38,6 +42,12 @@ class Settings:
     """Images times labels in the answer to one classify request."""
     max_text_chars: int = 2000
     """Characters of one text, label or template."""
+    max_class_sets: int = 100
+    """Class sets kept; one more is answered 409."""
+    max_class_set_rows: int = 1 << 16
+    """Labels of all class sets together; more is answered 409."""
+    class_sets_dir: Path | None = None
+    """Directory to keep class sets in, so that they outlive the server; by default they do not."""
     queue_pixels: int = 1 << 24
     """Pixels waiting for one model, counted at its input size (a text counts as one image); more is answered 429."""
     deadline_s: float = 30.0
@@ -50,6 +60,16 @@ class Settings:
     """Threads that decode images; by default one for each core that the process may use."""
     price_per_hour: float | None = None
     """What an hour of this machine costs, in any currency; /metrics then says what a million images cost."""
+    allow_url_host: Annotated[tuple[str, ...], tyro.conf.arg(metavar="HOST"), tyro.conf.UseAppendAction] = ()
+    """A host whose https URLs may stand for images, repeatable. Without one no URL is fetched."""
+    allow_http: bool = False
+    """Whether those hosts' http URLs are fetched as well; anybody on the way can change what they answer."""
+    url_timeout_s: float = 10.0
+    """Seconds for one image by URL."""
+    cors_origin: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ORIGIN"), tyro.conf.UseAppendAction] = ()
+    """An origin, such as https://example.org, whose pages may use the API from a browser; repeatable."""
+    open_metrics: bool = False
+    """Whether /metrics is answered without a key where keys are set."""
 
     def __post_init__(self) -> None:
         for each in fields(self):  # those of a subclass as well

@@ -72,10 +72,15 @@ class Watchdog:
         """Whether a call lasts so long that it will not end."""
         return self.state == "stalled" and self._batcher.call_s() > HOPELESS * self._stall_s
 
+    def proved(self, detail: str) -> None:
+        """Take the model for proved, as ``detail`` says."""
+        self.state, self.detail, self._proof, self._checked = "ready", detail, detail, time.monotonic()
+
     async def watch(self) -> None:
-        """Prove the model, then look after it until cancelled."""
-        self.detail = "its backend is being checked"
-        self._begin(self._prove)
+        """Prove the model if it is not proved yet, then look after it until cancelled."""
+        if self.state == "starting":
+            self.detail = "its backend is being checked"
+            self._begin(self._prove)
         try:
             while True:
                 await asyncio.sleep(min(1.0, self._stall_s / LOOKS))

@@ -47,7 +47,8 @@ COMMANDS = {
     "export.gpu_check": {"--parity-images", "--json"},
     "export.card": {"--results", "--license", "--output"},
     "export.push": set(),
-    "serve": {"--model", "--host", "--port", "--image-size"},
+    "serve": {"--model", "--host", "--port", "--image-size", "--available", "--keys-file", "--class-sets-dir"}
+    | {"--allow-url-host", "--cors-origin"},
     "serve.offline": {"--model", "--backend", "--threads", "--batch-size", "--decode-workers", "--overwrite", "--json"}
     | {"--part-rows", "--column", "--ray", "--device", "--image-size"},
     "serve.ray": {"--model", "--host", "--port", "--replicas", "--image-size"},
@@ -57,6 +58,7 @@ COMMANDS = {
     "benchmarks.offline": {"--model", "--images", "--rounds", "--threads", "--json"},
     "benchmarks.serve": {"--model", "--parts", "--seconds", "--json"},
     "benchmarks.engines": {"--engines", "--threads", "--parity-images", "--rounds", "--json"},
+    "benchmarks.class_set_cost": {"--model", "--labels"},
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
 }
 PAGES = sorted(
