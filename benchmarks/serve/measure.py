@@ -220,6 +220,8 @@ class Bench:
                         finish(start_clients(Order(port, "/embed", "application/json", body, level, 0.5)))
                         report = finish(start_clients(question))
                         good = sum(status == 200 for status, _ in report.answers)
+                        if not good:
+                            raise RuntimeError(f"{name} answered nothing with 200; there is nothing to compare with.")
                         rates[name, level] = good / report.seconds
         rows = [Row(self.name, f"{name}, {level} clients", rate, "/s") for (name, level), rate in rates.items()]
         for level in LEVELS:

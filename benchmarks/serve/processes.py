@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from socket import socket
@@ -17,7 +19,7 @@ from socket import socket
 from benchmarks.serve.load import Order, Report
 
 START_S = 300.0
-STOP_S = 30.0
+STOP_S = 10.0
 
 
 @contextmanager
@@ -33,7 +35,8 @@ def server(name: str, spec: str, backend: str | None, *more: str) -> Iterator[tu
     module = ["serve", "--no-demo"] if name == "ours" else ["benchmarks.serve.rivals", name]
     command = [sys.executable, "-m", *module, "--model", spec, "--port", str(port)]
     command += [*(["--backend", backend] if backend else []), *more]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
         end = time.monotonic() + START_S
         health = {"ours": "/health/ready", "litserve": "/health", "naive": "/openapi.json"}[name]
@@ -49,6 +52,8 @@ def server(name: str, spec: str, backend: str | None, *more: str) -> Iterator[tu
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its own processes behind
 
 
 def answers(port: int, path: str) -> bool:

@@ -4,9 +4,8 @@
     python -m benchmarks.serve.rivals naive --model bundled --port 8001
 
 Both take ``{"images": [base64]}`` at ``/embed`` and answer ``{"embedding": [...]}``.
+LitServe reads annotations while it runs, so they are not postponed here.
 """
-
-from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
