@@ -25,10 +25,14 @@ from digpt.files import atomic_write
 
 @dataclass(frozen=True)
 class Shown:
-    """A number that a table shows in other words, such as with its interval, and sorts by ``value``."""
+    """A number that a table shows in other words, such as with its interval, and sorts by ``value``.
+
+    ``heat`` from 0 to 1 colours the cell, the more the worse.
+    """
 
     value: float
     text: str
+    heat: float = 0.0
 
 
 Cell: TypeAlias = str | int | float | Markup | Shown | None
@@ -56,7 +60,6 @@ vertical-align:middle;white-space:nowrap}
 .state.stopped{--c:var(--mark)}
 .state.passed{--c:var(--good)}.state.measured,.state.recorded{--c:var(--busy)}.state.missing{--c:var(--mark)}
 .verdict{font-size:17px;padding:16px 20px;border-left-width:6px}.verdict b{font-size:20px;display:block}
-.verdict.good{--c:var(--good)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:24px 0;
 background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
 .tiles div{background:var(--card);padding:14px 16px;min-width:0}.tiles dt{font-size:13px;color:var(--soft)}
@@ -64,6 +67,7 @@ background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:
 .tiles small{display:block;font-weight:400;letter-spacing:0}
 .notice{border:1px solid var(--line);border-left:3px solid var(--c,var(--mark));border-radius:6px;
 background:var(--card);padding:10px 14px;margin:12px 0;overflow-wrap:anywhere}.notice.bad{--c:var(--bad)}
+.notice.good{--c:var(--good)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:16px}
 .cards>*{grid-row:span 3;align-self:start}
 .cards>.chart{display:grid;grid-template-rows:subgrid;row-gap:0;align-self:stretch}
@@ -89,7 +93,7 @@ background:repeating-linear-gradient(90deg,var(--c) 0 5px,#0000 5px 8px)}
 .plot .band{opacity:.18}.cross{position:absolute;top:0;bottom:0;border-left:1px solid var(--soft);pointer-events:none}
 .tip{position:absolute;z-index:2;top:6px;pointer-events:none;background:var(--card);border:1px solid var(--line);
 border-radius:6px;box-shadow:0 4px 14px #0003;padding:6px 10px;font-size:12px;white-space:nowrap}
-.tip td{padding:0 0 0 10px;border:0;background:none}.tip td:first-child{padding:0}
+.tip td{padding:0 0 0 10px;border:0;background:none;min-width:0!important}.tip td:first-child{padding:0}
 .tip i{display:inline-block;width:8px;height:8px;border-radius:50%;background:var(--c);margin-right:6px}
 .columns{columns:2 420px;column-gap:16px}.columns>*{break-inside:avoid;margin-bottom:16px}
 .rows{display:grid;margin-top:10px;grid-template-columns:minmax(74px,auto) minmax(60px,1fr) auto auto;gap:6px 12px;
@@ -105,14 +109,17 @@ align-items:center;font-size:13px}
 text-align:center;overflow:hidden}@media screen and (prefers-color-scheme:dark){.split i{color:#131416}}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:13px}th,td{padding:6px 14px;text-align:left;vertical-align:top}
-td{border-top:1px solid var(--line);overflow-wrap:break-word}th{font-weight:600;white-space:nowrap;color:var(--soft)}
+td{border-top:1px solid var(--line);overflow-wrap:break-word}
+td:not(.num){min-width:88px}th{font-weight:600;white-space:nowrap;color:var(--soft)}
 .num{text-align:right;white-space:nowrap}tr.marked td{background:var(--hint)}
 th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid var(--busy);outline-offset:2px}
 th button::after{content:" \\2195";opacity:.35}th[aria-sort=ascending] button::after{content:" \\2191";opacity:1}
 th[aria-sort=descending] button::after{content:" \\2193";opacity:1}
 .only:has(input:checked)~.scroll tr:not(.marked):has(td){display:none}.only{font-size:13px;display:block;margin:0 0 8px}
+.tree{overflow-wrap:anywhere}
 .tree,.tree ul{list-style:none;margin:0;padding:0 0 0 20px}.tree{padding:0 0 16px}.tree>li{margin:0}
 .tree li li{border-left:1px solid var(--line);padding:8px 0 0 16px}
+section>*+.cards,section>.cards+*,section>figure+figure{margin-top:16px}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:0 0 18px}
 .gallery.four{grid-template-columns:repeat(4,minmax(0,1fr));max-width:760px;margin:0 0 10px}
 .gallery figure{padding:10px}.gallery img{display:block;width:100%;max-width:160px;aspect-ratio:1;object-fit:contain;
@@ -123,7 +130,8 @@ details summary{cursor:pointer;font-size:13px;color:var(--soft);margin-top:10px}
 @media(max-width:640px){.gallery{grid-template-columns:1fr 1fr}.gallery.four{gap:6px}.gallery.four figure{padding:6px}
 .gallery.four figcaption{font-size:11px}main{padding:24px 14px 40px}h1{font-size:23px}
 .tiles{grid-template-columns:1fr 1fr}
-.tiles dd{font-size:19px}.plot{height:190px;margin-left:46px}.plot .minor{display:none}figure{padding:12px}
+.tiles dd{font-size:19px}.tiles div:last-child:nth-child(odd){grid-column:1/-1}
+.plot{height:190px;margin-left:46px}.plot .minor{display:none}figure{padding:12px}
 .rows{grid-template-columns:minmax(74px,auto) 1fr auto}.rows small{display:none}th,td{padding:6px 10px}}
 @media print{*{print-color-adjust:exact}body{background:#fff}main{max-width:none;padding:0}figure,tr{break-inside:avoid}
 h2,h3{break-after:avoid}.only,th button::after{display:none}.scroll{overflow:visible;border:0}th{white-space:normal}}
@@ -139,7 +147,8 @@ for(const head of document.querySelectorAll('th button'))head.onclick=()=>{
  const key=row=>{const c=row.cells[column];return c.dataset.v===undefined?c.textContent:+c.dataset.v};
  const compare=(a,b)=>typeof a==='number'&&typeof b==='number'?a-b:
   typeof a==='number'?-1:typeof b==='number'?1:a.localeCompare(b,'en',{numeric:true});
- body.append(...[...body.rows].sort((a,b)=>sign*compare(key(a),key(b))))};
+ body.append(...[...body.rows].sort((a,b)=>{
+  const x=key(a),y=key(b);return(x==='')-(y==='')||sign*compare(x,y)}))};
 for(const plot of document.querySelectorAll('.plot')){
  const series=JSON.parse(plot.dataset.series),[low,high]=JSON.parse(plot.dataset.range);
  const show=v=>plot.dataset.kind==='percent'?(100*v).toFixed(1)+' %':(+v.toPrecision(4)).toLocaleString('en',
@@ -208,6 +217,11 @@ def section(title: str, *content: Markup | None) -> Markup:
     return element("section", element("h2", title), *kept) if kept else Markup("")
 
 
+def unbroken(text: str) -> Markup:
+    """Text on one line: wide tables scroll, and without this the browser would break every name to save width."""
+    return element("span", text, style="white-space:nowrap")
+
+
 def cards(*content: Markup | None) -> Markup:
     """Charts side by side where the page is wide enough."""
     kept = [part for part in content if part]
@@ -220,9 +234,10 @@ def columns(*content: Markup | None) -> Markup:
     return element("div", *kept, class_="columns") if kept else Markup("")
 
 
-def notice(message: str, *, bad: bool = False) -> Markup:
+def notice(message: str, *, bad: bool = False, good: bool = False) -> Markup:
     """A line that must not be overlooked."""
-    return element("div", message, class_="notice bad" if bad else "notice")
+    style = "bad" if bad else "good" if good else ""
+    return element("div", message, class_=f"notice {style}".rstrip())
 
 
 def verdict(claim: str, *lines: str, good: bool | None) -> Markup:
@@ -289,7 +304,9 @@ def table(
 def _cell(value: Cell, column: Column) -> Markup:
     style = "num" if column.numeric else None
     if isinstance(value, Shown):
-        return element("td", value.text, data_v=value.value if math.isfinite(value.value) else None, class_=style)
+        sortable = value.value if math.isfinite(value.value) else None
+        heat = f"background:color-mix(in srgb,var(--bad) {60 * value.heat:.0f}%,transparent)" if value.heat else None
+        return element("td", value.text, data_v=sortable, style=heat, class_=style)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         sortable = value if math.isfinite(value) else None
         return element("td", column.show(value) if column.numeric else number(value), data_v=sortable, class_=style)

@@ -31,6 +31,7 @@ from digpt.report import (
     section,
     table,
     tiles,
+    unbroken,
     verdict,
 )
 from digpt.results_table import format_value
@@ -139,7 +140,7 @@ def _engine(name: str, engine: Mapping[str, Any]) -> list[Cell]:
     parity, timings = engine.get("parity") or {}, engine.get("timings") or {}
     cosine, agreement = parity.get("cosine_min"), parity.get("agreement")
     return [
-        name,
+        unbroken(name),
         str(engine.get("precision", "")),
         None if cosine is None else Shown(cosine, f"1 - {1 - cosine:.1e}"),
         None if agreement is None else Shown(agreement, f"{agreement:.2%}"),

@@ -61,7 +61,7 @@ def checks_of(records: Records) -> list[Check]:
 
 def verdict_of(records: Records, checks: list[Check]) -> tuple[str, list[str], bool | None]:
     """The claim, what stands under it, and whether it is good; None: neither, for something was not measured."""
-    failed = [check.name for check in checks if check.state == "failed"]
+    failed = [check for check in checks if check.state == "failed"]
     missing = [check.name for check in checks if check.state == "missing"]
     sets = list(dict.fromkeys(result.dataset for document in records.documents for result in document.results))
     scope = (
@@ -72,12 +72,12 @@ def verdict_of(records: Records, checks: list[Check]) -> tuple[str, list[str], b
     )
     lacking = f"Not measured or not recorded: {', '.join(missing)}." if missing else ""
     if failed:
-        claim, good = f"Failed: {', '.join(failed)}", False
+        claim, good = f"Not as it is: {len(failed)} of {len(checks)} checks failed", False
     elif missing:
         claim, good = f"Incomplete: {len(missing)} of {len(checks)} questions are open, nothing failed", None
     else:
         claim, good = f"All {len(checks)} questions are answered, and nothing failed", True
-    return claim, [line for line in (lacking, scope) if line], good
+    return claim, [*(f"{check.name}: {check.said}" for check in failed), *([lacking] * bool(lacking)), scope], good
 
 
 def _files(records: Records) -> Check:
@@ -167,17 +167,18 @@ def _drift(records: Records) -> Check:
     name, own, drift = "Drift between engines", records.backend, records.drift
     if drift is None or not drift.engines:
         return Check(name, "missing", "Not given; evaluate.compare --same compares engines answer by answer.")
-    engines = {engine.backend: engine for engine in drift.engines}
-    drifted = [backend for backend, engine in engines.items() if not engine.passed]
-    steady = [backend for backend, engine in engines.items() if engine.passed]
-    told = [f"drifted: {', '.join(drifted)}"] * bool(drifted) + [f"did not drift: {', '.join(steady)}"] * bool(steady)
-    said = f"Against {drift.reference.get('backend')}: {'; '.join(told)}."
+    reference = str(drift.reference.get("backend"))
+    drifted = [engine.backend for engine in drift.engines if not engine.passed]
+    steady = [engine.backend for engine in drift.engines if engine.passed]
+    asked = {reference, *drifted, *steady}
+    told = [f"{', '.join(drifted)} drifted from {reference}"] * bool(drifted)
+    told += [f"{', '.join(steady)} did not {'' if drifted else f'drift from {reference}'}".rstrip()] * bool(steady)
+    left = [engine for engine in records.facts.engines or {} if engine not in asked]
+    said = "; ".join(told) + "." + (f" Not compared: {', '.join(left)}." if left else "")
     if own in drifted:
-        advice = f" {own} runs unless another is asked for (--backend {steady[0]})." if steady else ""
+        advice = f" {own} is what runs unless another is asked for, such as {steady[0]}." if steady else ""
         return Check(name, "failed", said + advice)
-    if own not in engines and own != drift.reference.get("backend"):
-        return Check(name, "missing", f"{said} {own}, which runs unless another is asked for, was not compared.")
-    return Check(name, "passed", said)
+    return Check(name, "missing" if own not in asked else "passed", said)
 
 
 def _abstain(records: Records) -> Check:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from digpt.charts import Bar, Series, bar_chart, element, line_chart, percent
 from digpt.exhibits import Exhibit, SweepExhibits
-from digpt.report import Cell, Column, Shown, cards, notice, section, table
+from digpt.report import Cell, Column, Shown, cards, notice, section, table, unbroken
 from digpt.results import Result, ResultsDocument
 from digpt.results_table import PLAIN, TITLES, format_value
 from export.passport_records import EngineDrift, Records
@@ -61,7 +61,7 @@ def _bar(label: str, result: Result) -> Bar:
 
 def title(metric: str) -> str:
     """What people call a metric."""
-    return TITLES.get(metric, metric.replace("_", " ").replace("top1", "top-1"))
+    return TITLES.get(metric, metric.replace("_", " ").replace("top1", "top-1").replace("knn", "kNN"))
 
 
 def _protocol(document: ResultsDocument) -> str:
@@ -81,7 +81,7 @@ def _figures(results: Sequence[Result]) -> Markup:
     rows: list[list[Cell]] = []
     for (dataset, split), n in {(r.dataset, r.split): r.n for r in results}.items():
         cells = [found.get((dataset, split, metric)) for metric in metrics]
-        rows.append([f"{dataset} {split}", *(None if cell is None else _shown(cell) for cell in cells), n])
+        rows.append([unbroken(f"{dataset} {split}"), *(None if cell is None else _shown(cell) for cell in cells), n])
     return table(heads, rows)
 
 
@@ -131,11 +131,11 @@ def _sweep(document: ResultsDocument, dataset: str, exhibits: SweepExhibits | No
 
 def _severities(found: Found, names: Sequence[str]) -> Markup:
     levels = sorted({split.partition("/")[2] for split, metric in found if metric == "error" and "/" in split})
-    heads = [Column("corruption"), *(Column(f"severity {level}", True) for level in levels), Column("mean", True)]
+    heads = [Column("corruption"), *(Column(f"severity {level}, %", True) for level in levels), Column("mean, %", True)]
     rows: list[list[Cell]] = []
     for name in names:
         cells = [found.get((f"{name}/{level}", "error")) for level in levels]
-        shown: list[Cell] = [None if r is None else Shown(r.value, f"{100 * r.value:.1f} %") for r in cells]
+        shown: list[Cell] = [None if r is None else Shown(r.value, f"{100 * r.value:.1f}", r.value) for r in cells]
         rows.append([name, *shown, _shown(found[name, "error"])])
     return table(heads, rows)
 
@@ -242,7 +242,7 @@ def drift(records: Records) -> Markup:
     return section(
         "Drift between engines",
         note(f"The reference is {records.drift.reference.get('backend')}; points are the engine's error minus its."),
-        *(notice(engine.verdict, bad=not engine.passed) for engine in records.drift.engines),
+        *(notice(engine.verdict, bad=not engine.passed, good=engine.passed) for engine in records.drift.engines),
         table(heads, rows),
     )
 
@@ -254,8 +254,8 @@ def _shifts(engine: EngineDrift) -> Iterable[list[Cell]]:
     for shift in [*(mean for mean in engine.means if mean.split == "mean"), *sets]:
         low, high = (100 * end for end in shift.ci95)
         yield [
-            engine.engine,
-            f"{shift.dataset} {shift.split}",
+            unbroken(engine.engine),
+            unbroken(f"{shift.dataset} {shift.split}"),
             *(Shown(value, f"{100 * value:.2f}") for value in (shift.reference, shift.other)),
             Shown(shift.difference, f"{100 * shift.difference:+.2f}"),
             Shown(shift.ci95[0], f"[{low:+.2f}, {high:+.2f}]"),

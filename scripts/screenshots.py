@@ -18,7 +18,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def screenshot(page: Path, output: Path, *, width: int, height: int, dark: bool, whole: bool, at: str = "") -> None:
-    """Write ``output``, a PNG of 256 colours; ``at`` is the heading that is scrolled to the top."""
+    """Write ``output``, a PNG; ``at`` is the heading that is scrolled to the top."""
     from playwright.sync_api import sync_playwright
 
     browser_path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -34,15 +34,6 @@ def screenshot(page: Path, output: Path, *, width: int, height: int, dark: bool,
             tab.get_by_role("heading", name=at, exact=True).evaluate("heading => heading.scrollIntoView()")
         tab.screenshot(path=output, full_page=whole)
         browser.close()
-    _fewer_colours(output)
-
-
-def _fewer_colours(path: Path) -> None:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        small = image.convert("RGB").quantize(256)
-    small.save(path, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,6 +61,10 @@ class UnknownModelError(RequestError):
     """A model that is not served here."""
 
 
+class NoPassportError(RequestError):
+    """A model that came without a passport."""
+
+
 class QueueFullError(RequestError):
     """More work waiting than the queue may hold, or more bytes than the server."""
 
@@ -90,6 +94,7 @@ STATUSES: dict[type[BaseException], tuple[int, str]] = {
     BadBodyError: (400, "unparsable_body"),
     BodyTimeoutError: (400, "body_timeout"),
     UnknownModelError: (404, "model_not_found"),
+    NoPassportError: (404, "passport_not_found"),
     BodyTooLargeError: (413, "request_too_large"),
     ImageTooLargeError: (413, "image_too_large"),
     UnsupportedContentTypeError: (415, "unsupported_content_type"),

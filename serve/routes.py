@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
+from digpt.passport import read_passport
+from digpt.report import policy
 from serve import answers
-from serve.errors import NotReadyError
+from serve.errors import NoPassportError, NotReadyError
 from serve.inputs import FILES, Inputs, read_inputs
 from serve.schemas import (
     ClassifyRequest,
@@ -31,9 +34,18 @@ from serve.settings import Settings
 R = TypeVar("R", bound=InferenceRequest)
 
 CLIENT_GONE = 499  # nginx's number; nobody is there to read it
+# A passport is a file that came with a model: whatever it holds, it runs no script but a report's own, in an origin of
+# its own, reaches nothing, and is shown in no other site's frame.
+PASSPORT_HEADERS = {
+    "Content-Security-Policy": f"{policy()}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
+    "sandbox allow-scripts",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 STATUS_TEXTS: dict[int | str, str] = {
     400: "The body cannot be parsed, or did not arrive in time.",
-    404: "No such model.",
+    404: "No such model, or nothing of that kind.",
     413: "Too many bytes, or an image of too many pixels.",
     415: "Bytes that match no allowed image format, or a body of another kind.",
     422: "The request breaks the schema, holds nothing, or an image that cannot be decoded.",
@@ -75,6 +87,19 @@ def status_router(service: Service) -> APIRouter:
         found = service.model(name)
         labels = found.engine.info.choices
         return card(found, service.settings).model_copy(update={"labels": None if labels is None else list(labels)})
+
+    @router.get(
+        "/models/{name}/card",
+        summary="The passport of one model, a page for people",
+        response_class=HTMLResponse,
+        responses=unknown,
+    )
+    def passport(name: str) -> HTMLResponse:
+        info = service.model(name).engine.info
+        page = read_passport(info.spec, info.fingerprint)
+        if page is None:
+            raise NoPassportError(f"{name} came without a passport; python -m export.card --html makes one.")
+        return HTMLResponse(page, headers=PASSPORT_HEADERS)
 
     @router.head("/health/live", include_in_schema=False)
     @router.get(

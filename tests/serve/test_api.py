@@ -39,6 +39,7 @@ def test_openapi_paths(client: httpx.Client) -> None:
         "POST /classify": ["200", *ERRORS],
         "GET /models": ["200"],
         "GET /models/{name}": ["200", "404", "422"],
+        "GET /models/{name}/card": ["200", "404", "422"],
         "GET /health/live": ["200"],
         "GET /metrics": ["200"],
         "GET /health/ready": ["200", "503"],
