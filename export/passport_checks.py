@@ -104,12 +104,12 @@ def _parity(records: Records) -> Check:
 
 
 def _accuracy(records: Records) -> Check:
-    found = [(document, result) for document in records.documents for result in records.whole_sets(document)]
+    found = [result for document in records.documents for result in records.whole_sets(document)]
     if not found:
         command = f"python -m evaluate.{records.facts.evaluation} {records.facts.shown} --output DIR"
         return Check("Accuracy", "missing", f"No results were given; {command} measures it.")
-    images = sum({(result.dataset, result.split): result.n for _, result in found}.values())
-    said = f"{len({(result.dataset, result.split) for _, result in found})} sets, {images:,} images"
+    sets = {(result.dataset, result.split): result.n for result in found}
+    said = f"{len(sets)} set{'s' if len(sets) != 1 else ''}, {sum(sets.values()):,} images"
     if any(document.protocol.get("limit") or document.protocol.get("preview") for document in records.documents):
         said += ", a seeded subset of what there is"
     return Check("Accuracy", "measured", f"{said}.")
@@ -147,20 +147,20 @@ def _text(result: Result) -> str:
 
 
 def _calibration(records: Records) -> Check:
-    values = [100 * result.value for document, result in _plain(records) if result.metric == "ece"]
+    values = [100 * result.value for result in _plain(records) if result.metric == "ece"]
     if not values:
         return Check("Calibration", "missing", "No expected calibration error was given.")
     span = f"{min(values):.1f} %" if len(values) == 1 else f"{min(values):.1f} to {max(values):.1f} %"
     return Check("Calibration", "measured", f"Expected calibration error {span} by set.")
 
 
-def _plain(records: Records) -> Iterator[tuple[object, Result]]:
+def _plain(records: Records) -> Iterator[Result]:
     """Figures of whole sets without corruption."""
     for document in records.documents:
         sweeps = {name for of, name in records.sweeps if of is document}
         for result in document.results:
             if result.dataset not in sweeps and "/" not in result.split:
-                yield document, result
+                yield result
 
 
 def _drift(records: Records) -> Check:
