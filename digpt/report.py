@@ -61,8 +61,8 @@ vertical-align:middle;white-space:nowrap}
 .state.passed{--c:var(--good)}.state.measured,.state.recorded{--c:var(--busy)}.state.missing{--c:var(--mark)}
 .verdict{font-size:17px;padding:16px 20px;border-left-width:6px}.verdict b{font-size:20px;display:block}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:24px 0;
-background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-.tiles div{background:var(--card);padding:14px 16px;min-width:0}.tiles dt{font-size:13px;color:var(--soft)}
+background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.tiles div{outline:1px solid var(--line);padding:14px 16px;min-width:0}.tiles dt{font-size:13px;color:var(--soft)}
 .tiles dd{margin:2px 0 0;font-size:22px;font-weight:600;letter-spacing:-.01em;overflow-wrap:anywhere}
 .tiles small{display:block;font-weight:400;letter-spacing:0}
 .notice{border:1px solid var(--line);border-left:3px solid var(--c,var(--mark));border-radius:6px;
@@ -130,8 +130,7 @@ details summary{cursor:pointer;font-size:13px;color:var(--soft);margin-top:10px}
 @media(max-width:640px){.gallery{grid-template-columns:1fr 1fr}.gallery.four{gap:6px}.gallery.four figure{padding:6px}
 .gallery.four figcaption{font-size:11px}main{padding:24px 14px 40px}h1{font-size:23px}
 .tiles{grid-template-columns:1fr 1fr}
-.tiles dd{font-size:19px}.tiles div:last-child:nth-child(odd){grid-column:1/-1}
-.plot{height:190px;margin-left:46px}.plot .minor{display:none}figure{padding:12px}
+.tiles dd{font-size:19px}.plot{height:190px;margin-left:46px}.plot .minor{display:none}figure{padding:12px}
 .rows{grid-template-columns:minmax(74px,auto) 1fr auto}.rows small{display:none}th,td{padding:6px 10px}}
 @media print{*{print-color-adjust:exact}body{background:#fff}main{max-width:none;padding:0}figure,tr{break-inside:avoid}
 h2,h3{break-after:avoid}.only,th button::after{display:none}.scroll{overflow:visible;border:0}th{white-space:normal}}

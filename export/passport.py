@@ -36,7 +36,7 @@ from digpt.report import (
 )
 from digpt.results_table import format_value
 from export.facts import Facts, licence_text, limits_of
-from export.passport_checks import Check, checks_of, verdict_of
+from export.passport_checks import Check, checks_of, counted, verdict_of
 from export.passport_figures import accuracy, calibration, corruptions, drift, mistakes, note, title
 from export.passport_records import Records
 
@@ -105,7 +105,7 @@ def _headline(records: Records) -> list[Tile]:
     if timings.get("batch_1_ms"):
         entries.append(Tile("One image", f"{timings['batch_1_ms']:.1f} ms", f"{records.backend}, where exported"))
     entries.append(
-        Tile("Files", f"{sum(records.facts.files.values()) / 1e6:.1f} MB", f"{len(records.facts.files)} files")
+        Tile("Files", f"{sum(records.facts.files.values()) / 1e6:.1f} MB", counted(len(records.facts.files), "file"))
     )
     return entries
 

@@ -9,10 +9,11 @@ no such bound here: they are measured or not, and whether they are good enough i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from digpt.lineage import MOST_PARENTS
 from digpt.results import Result
 from digpt.results_table import format_value
 from export.facts import UNKNOWN_LICENSE
@@ -27,6 +28,11 @@ WORDS: dict[State, str] = {
     "missing": "not measured",
 }
 RECORD = ("command", "data", "seed", "commit")  # what it takes to make a model again
+
+
+def counted(n: int, word: str) -> str:
+    """``1 set``, ``2,000 sets``."""
+    return f"{n:,} {word}{'s' if n != 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,15 @@ def _files(records: Records) -> Check:
     facts = records.facts
     if not facts.manifest:
         return Check("Files", "passed", "The checkpoint was read whole, and its checksums fit.")
-    return Check("Files", "passed", f"Each of {len(facts.files)} files has the sha256 of its export.")
+    return Check(
+        "Files", "passed", f"{counted(len(facts.files), 'file')} of the manifest, each with the sha256 of its export."
+    )
 
 
 def _parity(records: Records) -> Check:
     name = "Same answers as torch"
+    if not records.facts.manifest:
+        return Check(name, "recorded", "A checkpoint runs on torch itself, which engines are compared with.")
     engines, refused = records.facts.engines or {}, records.facts.manifest.get("refused") or {}
     compared = {backend: engine.get("parity") or {} for backend, engine in engines.items()}
     if not compared or not all(compared.values()):
@@ -109,7 +119,7 @@ def _accuracy(records: Records) -> Check:
         command = f"python -m evaluate.{records.facts.evaluation} {records.facts.shown} --output DIR"
         return Check("Accuracy", "missing", f"No results were given; {command} measures it.")
     sets = {(result.dataset, result.split): result.n for result in found}
-    said = f"{len(sets)} set{'s' if len(sets) != 1 else ''}, {sum(sets.values()):,} images"
+    said = f"{counted(len(sets), 'set')}, {sum(sets.values()):,} images"
     if any(document.protocol.get("limit") or document.protocol.get("preview") for document in records.documents):
         said += ", a seeded subset of what there is"
     return Check("Accuracy", "measured", f"{said}.")
@@ -195,12 +205,21 @@ def _lineage(records: Records) -> Check:
     lacking = [key for key in RECORD if record.get(key) is None]
     if lacking:
         return Check("Lineage", "missing", f"Not recorded: {', '.join(lacking)}.", "not recorded")
-    said = (
-        f"Command, data, seed and commit are recorded, and {len(record.get('parents') or [])} models it was made with."
-    )
-    if str(record["commit"]).endswith("+"):
-        said += " The commit had changes that are not in it."
+    commits = list(_commits(record, [MOST_PARENTS]))
+    said = f"Command, data, seed and commit are recorded, and a chain of {counted(len(commits), 'model')}."
+    if changed := sum(commit.endswith("+") for commit in commits):
+        said += f" Of {counted(changed, 'model')} in it the code had changes that its commit does not hold."
     return Check("Lineage", "recorded", said)
+
+
+def _commits(record: Mapping[str, Any], budget: list[int]) -> Iterator[str]:
+    """The commit of a model and of all that it was made with; ``budget`` ends circles."""
+    budget[0] -= 1
+    yield str(record.get("commit") or "")
+    parents = record.get("parents")
+    for parent in parents if isinstance(parents, list) else []:
+        if isinstance(parent, dict) and budget[0] > 0:
+            yield from _commits(parent, budget)
 
 
 def _licence(records: Records) -> Check:
