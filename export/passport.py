@@ -2,14 +2,15 @@
 
     page = passport(read_records(facts_of("runs/onnx"), [Path("runs/robustness")], None, "apache-2.0"))
 
-The verdict stands on top and claims no more than what was checked. The same records give the same bytes: no time, no
-path of this machine. ``docs/passport.md`` explains how to read it.
+The verdict stands on top and claims no more than what was checked. The same records give the same bytes, for it
+holds no time. ``docs/passport.md`` explains how to read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -86,7 +87,8 @@ def _what(facts: Facts) -> str:
     skills = {"linear": "a classifier", "upernet": "a segmenter", "": "an encoder"}
     kind = "an image-text model" if facts.has_text and facts.head is None else skills[facts.head or ""]
     labels = f" of {len(facts.labels):,} labels" if facts.labels else ""
-    return f"{kind.capitalize()}{labels}" + (f", made from {facts.source}" if facts.source else "")
+    source = Path(facts.source).name if Path(facts.source).is_absolute() else facts.source  # readers are elsewhere
+    return f"{kind.capitalize()}{labels}" + (f", made from {source}" if source else "")
 
 
 def _headline(records: Records) -> list[Tile]:

@@ -274,6 +274,8 @@ def test_hostile_names_and_labels_are_text(records: Records) -> None:
 def test_the_same_records_give_the_same_bytes_and_no_path(records: Records, text_artifact: Path) -> None:
     assert passport(records) == passport(records)
     assert str(text_artifact.parent) not in passport(records)
+    assert Path(records.facts.source).is_absolute() and records.facts.source not in passport(records)
+    assert f"made from {Path(records.facts.source).name}" in text_of(passport(records))
 
 
 def test_a_page_that_would_be_too_large_is_refused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
