@@ -15,7 +15,7 @@ STATUS_TEXTS: dict[int, str] = {
     400: "The body cannot be parsed, or did not arrive in time.",
     401: "The server has keys, and the request shows none that it knows.",
     403: "The request shows a key, and not an administrator's.",
-    404: "No such model or class set.",
+    404: "No such model or class set, or nothing of that kind.",
     409: "The server's state does not allow it; the message says what to change first.",
     413: "Too many bytes, or an image of too many pixels.",
     415: "Bytes that match no allowed image format, or a body of another kind.",
@@ -59,6 +59,6 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
                 operation["security"] = [{}, needed]
             for status, answer in operation["responses"].items():
                 example = {"error": ERRORS[int(status)]} if int(status) in ERRORS else ANSWERS.get((method, path))
-                for content in answer.get("content", {}).values():  # a 304 has none
-                    content["examples"] = {"example": {"value": example}}
+                for content in answer.get("content", {}).values() if example is not None else ():
+                    content["examples"] = {"example": {"value": example}}  # a 304 has no content, a page no example
     return document

@@ -80,6 +80,10 @@ class ConflictError(RequestError):
     """Something that the server's state does not allow; the sentence says what to change first."""
 
 
+class NoPassportError(RequestError):
+    """A model that came without a passport."""
+
+
 class QueueFullError(RequestError):
     """More work waiting than the queue may hold, or more bytes than the server."""
 
@@ -121,6 +125,7 @@ STATUSES: dict[type[BaseException], tuple[int, str]] = {
     UnknownModelError: (404, "model_not_found"),
     UnknownClassSetError: (404, "class_set_not_found"),
     ConflictError: (409, "conflict"),
+    NoPassportError: (404, "passport_not_found"),
     BodyTooLargeError: (413, "request_too_large"),
     ImageTooLargeError: (413, "image_too_large"),
     UnsupportedContentTypeError: (415, "unsupported_content_type"),

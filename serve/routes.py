@@ -7,13 +7,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
+from digpt.passport import read_passport
+from digpt.report import policy
 from serve import answers
 from serve.connection import accepted, while_connected
 from serve.documents import CLIENT_GONE, errors
-from serve.errors import NotReadyError
+from serve.errors import NoPassportError, NotReadyError
 from serve.fetched import fetched
 from serve.inputs import FILES, Inputs, read_inputs
 from serve.schemas import (
@@ -34,6 +37,18 @@ from serve.settings import Settings
 R = TypeVar("R", bound=InferenceRequest)
 
 INLINE_VALUES = 4096  # numbers of an answer written on the event loop: less than 1 ms
+PAGE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A self-contained page.", "content": {"text/html": {"schema": {"type": "string"}}}}
+}
+# A passport is a file that came with a model: whatever it holds, it runs no script but a report's own, in an origin of
+# its own, reaches nothing, and is shown in no other site's frame.
+PASSPORT_HEADERS = {
+    "Content-Security-Policy": f"{policy()}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
+    "sandbox allow-scripts",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 
 
 def inference_router(service: Service) -> APIRouter:
@@ -71,6 +86,19 @@ def status_router(service: Service) -> APIRouter:
         found = service.model(name)
         labels = found.engine.info.choices
         return card(found, service.settings).model_copy(update={"labels": None if labels is None else list(labels)})
+
+    @router.get(
+        "/models/{name}/card",
+        summary="The passport of one model, a page for people",
+        response_class=Response,
+        responses={**PAGE, **errors(401, 404, 422, 503)},
+    )
+    def passport(name: str) -> HTMLResponse:
+        info = service.model(name).engine.info
+        page = read_passport(info.spec, info.fingerprint)
+        if page is None:
+            raise NoPassportError(f"{name} came without a passport; python -m export.card --html makes one.")
+        return HTMLResponse(page, headers=PASSPORT_HEADERS)
 
     @router.head("/health/live", include_in_schema=False)
     @router.get(

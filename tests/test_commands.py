@@ -45,7 +45,7 @@ COMMANDS = {
     "evaluate.recompute": {"--json"},
     "export": {"--to", "--output", "--image-size"},
     "export.gpu_check": {"--parity-images", "--json"},
-    "export.card": {"--results", "--license", "--output"},
+    "export.card": {"--results", "--license", "--output", "--html", "--drift"},
     "export.push": set(),
     "serve": {"--model", "--host", "--port", "--image-size", "--available", "--keys-file", "--class-sets-dir"}
     | {"--allow-url-host", "--cors-origin"},

@@ -61,6 +61,7 @@ def test_openapi_paths(client: httpx.Client) -> None:
         "GET /models/{name}": ["200", "401", "404", "422", "503"],
         "GET /health/live": ["200", "503"],
         "GET /metrics": ["200", "401"],
+        "GET /models/{name}/card": ["200", "401", "404", "422", "503"],
         "GET /health/ready": ["200", "503"],
     }
 

@@ -35,7 +35,7 @@ OPERATIONS = [
     *("POST /embed", "POST /classify", "POST /v1/embeddings", "GET /v1/models", "GET /v1/models/{name}"),
     *("PUT /class-sets/{name}", "GET /class-sets", "GET /class-sets/{name}", "DELETE /class-sets/{name}"),
     *("POST /models/{name}/load", "POST /models/{name}/unload", "GET /models", "GET /models/{name}"),
-    *("GET /health/live", "GET /health/ready", "GET /metrics"),
+    *("GET /models/{name}/card", "GET /health/live", "GET /health/ready", "GET /metrics"),
 ]
 
 
@@ -67,6 +67,9 @@ def test_every_answer_has_an_example_that_fits(document: dict[str, Any]) -> None
                 continue
             if (path, status) == ("/metrics", "200"):
                 assert answer["content"]["text/plain"]["examples"]["example"]["value"].startswith("# HELP digpt_")
+                continue
+            if (path, status) == ("/models/{name}/card", "200"):
+                assert list(answer["content"]) == ["text/html"]
                 continue
             content = answer["content"]["application/json"]
             (example,) = content["examples"].values()
