@@ -46,7 +46,7 @@ test-browser: $(INSTALLED)  ## the demo in Chromium (scripts/system-packages.sh 
 	$(TEST_ENV) $(PY) -m pytest -m browser tests/browser
 
 screenshots: $(INSTALLED)  ## renew the README's pictures of the demo
-	$(PY) scripts/screenshots.py
+	$(PY) scripts/demo_pictures.py
 
 check: $(INSTALLED)  ## ruff, mypy and the import rules
 	$(PY) -m ruff check .

@@ -9,8 +9,6 @@ killed run continues where it stopped: each cell is a resumable ``train.zeroshot
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +16,9 @@ import tyro
 
 from digpt.data.emoji import EmojiSet
 from digpt.engine import Engine
-from digpt.metrics import t_half_width
 from evaluate.run import run_suite
 from evaluate.suite_emoji import emoji_suite
+from train.ablate import interval
 from train.config import load_recipe
 from train.zeroshot import run as tune
 
@@ -51,7 +49,7 @@ def main(options: Options) -> None:
     print(f"\nZero-shot top-1 after {options.steps} tuning steps of {options.batch_size} images, {options.seeds} seeds")
     print("\n| start | " + " | ".join(SPLITS) + " |\n|---|" + "--:|" * len(SPLITS))
     for label, runs in rows.items():
-        print(f"| {label} | " + " | ".join(interval(run[split] for run in runs) for split in SPLITS) + " |")
+        print(f"| {label} | " + " | ".join(interval([run[split] for run in runs]) for split in SPLITS) + " |")
 
 
 def cell(options: Options, label: str, encoder: str, seed: int) -> str:
@@ -77,13 +75,6 @@ def top1(spec: str, data: EmojiSet, threads: int) -> dict[str, float]:
     document = run_suite(engine, emoji_suite(data, splits=SPLITS)).document
     assert document is not None
     return {result.split: result.value for result in document.results if result.metric == "top1"}
-
-
-def interval(values: Iterable[float]) -> str:
-    """Mean and 95 % half-width in percent; a single value stands alone."""
-    numbers = [100 * value for value in values]
-    mean = statistics.mean(numbers)
-    return f"{mean:.1f}" if len(numbers) < 2 else f"{mean:.1f} ± {t_half_width(numbers):.1f}"
 
 
 if __name__ == "__main__":

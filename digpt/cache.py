@@ -20,10 +20,11 @@ class LruCache(Generic[V]):
         self._entries: OrderedDict[str, tuple[V, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> V | None:
+    def get(self, key: str, *, ahead: bool = False) -> V | None:
+        """The value, or None: a miss, unless it is ``ahead`` of another look at the same key."""
         with self._lock:
             if key not in self._entries:
-                self.misses += 1
+                self.misses += not ahead
                 return None
             self.hits += 1
             self._entries.move_to_end(key)

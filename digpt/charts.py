@@ -39,8 +39,8 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
         name = name.rstrip("_").replace("_", "-")
         parts.append(Markup(" {}").format(name) if value is True else Markup(' {}="{}"').format(name, value))
     inside = Markup("").join(escape(child) for child in children if child is not None)
-    if tag in ("line", "path", "meta", "input"):
-        return Markup("<{}{}>" if tag in ("meta", "input") else "<{}{}/>").format(tag, Markup("").join(parts))
+    if tag in ("line", "path", "meta", "input", "img"):
+        return Markup("<{}{}/>" if tag in ("line", "path") else "<{}{}>").format(tag, Markup("").join(parts))
     return Markup("<{0}{1}>{2}</{0}>").format(tag, Markup("").join(parts), inside)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from digpt.abstain import NONE_OF_THESE
 from digpt.cache import LruCache
 from digpt.errors import BackendError, CapabilityError, InputError, MissingDependencyError
+from digpt.predictions import Prediction, softmax, top_predictions
 from digpt.preprocess import DecodeLimits, decode
 from digpt.runtime import load_runtime
 from digpt.runtime.base import (
@@ -28,6 +30,7 @@ from digpt.runtime.base import (
     check_pictures,
     no_abstain,
     no_logits,
+    no_multi_label,
     no_pixels,
     no_text,
 )
@@ -40,15 +43,8 @@ if TYPE_CHECKING:
 
     from digpt.segment_inference import SegmentInference
 
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]
 CLASS_MATRIX_ROWS = 65_536  # rows of all cached class matrices together: 50 MB at width 192, 200 MB at 768
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One label and its score in ``[0, 1]``."""
-
-    label: str
-    score: float
 
 
 class Engine:
@@ -157,8 +153,12 @@ class Engine:
         inference = inference or SegmentInference.for_crop(self.info.segment_crop or self.info.preprocess.size)
         return predict(_PixelModel(self), image, replace(inference, batch=self._batch(inference.batch)), size)
 
-    def embed_texts(self, texts: Sequence[str], *, normalize: bool = True) -> np.ndarray:
+    def embed_texts(
+        self, texts: Sequence[str], *, normalize: bool = True, compute: EmbedTexts | None = None
+    ) -> np.ndarray:
         """Strings -> float32 ``[N,D]``, unit rows by default; recent texts come from the cache.
+
+        ``compute`` embeds those that are not in it; by default ``compute_texts``, here and now.
 
         Raises:
             CapabilityError: the model has no text tower.
@@ -167,34 +167,47 @@ class Engine:
             raise no_text(self.info)
         found = {text: self._texts.get(text) for text in dict.fromkeys(_strings("texts", texts))}
         missing = [text for text, row in found.items() if row is None]
-        for text, row in zip(missing, self._compute_texts(missing), strict=True):
+        for text, row in zip(missing, (compute or self.compute_texts)(missing) if missing else (), strict=True):
             found[text] = row
             self._texts.put(text, row.copy())  # a view would keep the rows of its whole batch alive
         rows = [row for row in (found[text] for text in texts) if row is not None]
         embeddings = np.stack(rows) if rows else np.zeros((0, self.info.dim), np.float32)
         return unit_rows(embeddings) if normalize else embeddings
 
-    def class_matrix(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> np.ndarray:
+    def class_matrix(
+        self, labels: Sequence[str], templates: Sequence[str] | None = None, *, compute: EmbedTexts | None = None
+    ) -> np.ndarray:
         """Labels -> float32 ``[C,D]`` unit rows: the mean over ``templates`` (default: the model's own), cached.
+
+        ``compute`` embeds what is not in the cache of texts, as in ``embed_texts``.
 
         Raises:
             CapabilityError: the model has no text tower.
             InputError: no labels, a template without ``{}``, or a prompt too long.
         """
+        key = self.class_matrix_key(labels, templates)
+        matrix = self._matrices.get(key)
+        if matrix is None:
+            templates = self.info.templates if templates is None else templates
+            compute = compute or self.compute_texts
+            # Prompts in great number would push every other text out of the cache, so they bypass it.
+            few = len(labels) * len(templates) <= self._texts.capacity // 4
+            matrix = class_embeddings(partial(self.embed_texts, compute=compute) if few else compute, labels, templates)
+            matrix.setflags(write=False)
+            self._matrices.put(key, matrix, weight=len(labels))
+        return matrix
+
+    def class_matrix_key(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> str:
+        """The hash under which ``class_matrix`` keeps its answer; raises CapabilityError without a text tower."""
         if not self.info.has_text:
             raise no_text(self.info)
         labels = _strings("labels", labels)
         templates = _strings("templates", self.info.templates if templates is None else templates)
-        key = class_set_hash(labels, templates, self.info.fingerprint)
-        matrix = self._matrices.get(key)
-        if matrix is None:
-            # Prompts in great number would push every other text out of the cache, so they bypass it.
-            few = len(labels) * len(templates) <= self._texts.capacity // 4
-            embed = self.embed_texts if few else self._compute_texts
-            matrix = class_embeddings(embed, labels, templates)
-            matrix.setflags(write=False)
-            self._matrices.put(key, matrix, weight=len(labels))
-        return matrix
+        return class_set_hash(labels, templates, self.info.fingerprint)
+
+    def kept_class_matrix(self, key: str) -> np.ndarray | None:
+        """Return the matrix of that ``class_matrix_key`` if it is in the cache; computes nothing."""
+        return self._matrices.get(key, ahead=True)
 
     def classify(
         self,
@@ -219,21 +232,29 @@ class Engine:
             InputError: empty labels, a template without ``{}``, ``top_k`` below 1.
         """
         if labels is None and matrix is None and self.info.head == "linear":
-            if multi_label:
-                raise self._no_multi_label()
+            names = self.choices(None, multi_label=multi_label)
             if abstain:
                 self.require_abstain(labels)
-            if self.info.labels is None:
-                raise CapabilityError(
-                    f"{self.info.name} has a linear head whose classes have no names; use its logits."
-                )
-            return top_predictions(softmax(self.logits(images)), self.info.labels, top_k)
+            return top_predictions(softmax(self.logits(images)), names, top_k)
         if abstain:
             self.require_abstain(labels)
         embeddings = self.embed_images(images)
         return self.classify_embeddings(
             embeddings, labels, templates, matrix=matrix, top_k=top_k, multi_label=multi_label, abstain=abstain
         )
+
+    def choices(self, labels: Sequence[str] | None, *, multi_label: bool = False) -> Sequence[str]:
+        """Return what ``classify`` chooses from: ``labels``, else the linear head's classes, else the model's labels.
+
+        Raises:
+            CapabilityError: the model cannot do this; the message names models that can.
+        """
+        head = labels is None and self.info.head == "linear"
+        if multi_label and (head or self.info.logit_bias is None):
+            raise no_multi_label(self.info)
+        if head and self.info.labels is None:
+            raise CapabilityError(f"{self.info.name} has a linear head whose classes have no names; use its logits.")
+        return (self.info.labels or ()) if head else self._text_choices(labels)
 
     def classify_embeddings(
         self,
@@ -248,19 +269,10 @@ class Engine:
     ) -> list[list[Prediction]]:
         """As ``classify`` for embeddings ``[B,D]`` already computed (normalised or not), always by text."""
         if multi_label and self.info.logit_bias is None:
-            raise self._no_multi_label()
-        if labels is None:
-            if matrix is not None:
-                raise InputError("matrix was given without the labels of its rows.")
-            if self.info.head == "upernet" and not self.info.has_text:
-                raise no_logits(self.info)
-            if not self.info.choices:
-                raise (
-                    no_text(self.info)
-                    if not self.info.has_text
-                    else CapabilityError(f"{self.info.name} has no labels of its own; give labels to choose from.")
-                )
-            labels = self.info.choices
+            raise no_multi_label(self.info)
+        if labels is None and matrix is not None:
+            raise InputError("matrix was given without the labels of its rows.")
+        labels = self._text_choices(labels)
         if matrix is None:
             matrix = self.class_matrix(labels, templates)
         if len(matrix) != len(labels):
@@ -290,7 +302,7 @@ class Engine:
         if not multi_label:
             return softmax(logits)
         if self.info.logit_bias is None:
-            raise self._no_multi_label()
+            raise no_multi_label(self.info)
         return (0.5 * (1.0 + np.tanh(0.5 * (logits + self.info.logit_bias)))).astype(np.float32)
 
     @staticmethod
@@ -309,7 +321,7 @@ class Engine:
             self.info,
             decode=self.decode,
             embed=lambda images: self.embed_images(images, normalize=False),
-            embed_texts=self._compute_texts,
+            embed_texts=self.compute_texts,
             pixel_logits=self.pixel_logits,
         )
 
@@ -326,19 +338,27 @@ class Engine:
             rows = compute(images)
         return _finite(rows, self.info)
 
-    def _compute_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed without the cache. The lock is taken per batch, so that a long list does not hold up images."""
+    def compute_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Strings -> float32 ``[N,D]``, not normalised, past the cache.
+
+        The lock is taken per batch, so that a long list does not hold up images.
+        """
         rows = [np.zeros((0, self.info.dim), np.float32)]
         for start in range(0, len(texts), TEXT_BATCH):
             with self._lock:
                 rows.append(self.runtime.embed_texts(texts[start : start + TEXT_BATCH]))
         return _finite(np.concatenate(rows), self.info)
 
-    def _no_multi_label(self) -> CapabilityError:
-        return CapabilityError(
-            f"{self.info.name} has no learned logit bias, so it cannot give independent (multi-label) scores; "
-            "models that can: those trained with a sigmoid loss, such as open_clip:ViT-B-16-SigLIP/webli."
-        )
+    def _text_choices(self, labels: Sequence[str] | None) -> Sequence[str]:
+        if labels is not None:
+            return labels
+        if self.info.head == "upernet" and not self.info.has_text:
+            raise no_logits(self.info)
+        if self.info.choices:
+            return self.info.choices
+        if not self.info.has_text:
+            raise no_text(self.info)
+        raise CapabilityError(f"{self.info.name} has no labels of its own; give labels to choose from.")
 
 
 class _PixelModel:
@@ -351,23 +371,6 @@ class _PixelModel:
         import torch
 
         return torch.from_numpy(self._engine.pixel_logits(images.numpy()))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, float32; rows sum to 1."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
-def top_predictions(scores: np.ndarray, labels: Sequence[str], top_k: int) -> list[list[Prediction]]:
-    """The ``top_k`` highest of each row of ``scores`` ``[B,C]``, best first; equal scores keep the labels' order."""
-    if top_k < 1:
-        raise InputError(f"top_k={top_k} must be at least 1.")
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    return [
-        [Prediction(labels[column], float(row[column])) for column in columns]
-        for row, columns in zip(scores, order, strict=True)
-    ]
 
 
 def _batches(images: Sequence[np.ndarray] | np.ndarray, size: int) -> Iterator[np.ndarray]:

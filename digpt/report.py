@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -22,14 +22,27 @@ from markupsafe import Markup
 from digpt.charts import element, number
 from digpt.files import atomic_write
 
-Cell: TypeAlias = str | int | float | Markup | None
+
+@dataclass(frozen=True)
+class Shown:
+    """A number that a table shows in other words, such as with its interval, and sorts by ``value``.
+
+    ``heat`` from 0 to 1 colours the cell, the more the worse.
+    """
+
+    value: float
+    text: str
+    heat: float = 0.0
+
+
+Cell: TypeAlias = str | int | float | Markup | Shown | None
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbfa;--card:#fff;--ink:#1d1f23;--soft:#62666e;--line:#e4e4e1;--grid:#ececea;
 --mark:#b8860b;--hint:#fff6d6;--good:#1a7f4b;--bad:#bb2d3b;--busy:#1f62c9;--ramp0:#7cc5c0;--ramp1:#3b2a85;
 --s0:#2a6fdb;--s1:#d9622b;--s2:#1f9467;--s3:#a4479c;--s4:#b08900;--s5:#4b4f9f;--s6:#c2405f;--s7:#5d7f8c}
-@media(prefers-color-scheme:dark){:root{--page:#131416;--card:#1b1d20;--ink:#e9e9e6;--soft:#9ba0a8;--line:#2e3135;
---grid:#292c30;--mark:#e0b341;--hint:#3a3216;--good:#5ecb95;--bad:#f07f8a;--busy:#7db0ff;--ramp0:#2f7f86;--ramp1:#d9c4ff;
+@media screen and (prefers-color-scheme:dark){:root{--page:#131416;--card:#1b1d20;--ink:#e9e9e6;--soft:#9ba0a8;
+--line:#2e3135;--grid:#292c30;--mark:#e0b341;--hint:#3a3216;--good:#5ecb95;--bad:#f07f8a;--busy:#7db0ff;--ramp0:#2f7f86;--ramp1:#d9c4ff;
 --s0:#6ea8ff;--s1:#f59a62;--s2:#4fc79a;--s3:#d98bd2;--s4:#dcb944;--s5:#9da2f0;--s6:#f0859c;--s7:#93b4c1}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
@@ -45,13 +58,16 @@ vertical-align:middle;white-space:nowrap}
 .state::before{content:"";width:8px;height:8px;border-radius:50%;background:var(--c)}
 .state.finished{--c:var(--good)}.state.failed{--c:var(--bad)}.state.running{--c:var(--busy)}
 .state.stopped{--c:var(--mark)}
+.state.passed{--c:var(--good)}.state.measured,.state.recorded{--c:var(--busy)}.state.missing{--c:var(--mark)}
+.verdict{font-size:17px;padding:16px 20px;border-left-width:6px}.verdict b{font-size:20px;display:block}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:24px 0;
-background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-.tiles div{background:var(--card);padding:14px 16px;min-width:0}.tiles dt{font-size:13px;color:var(--soft)}
+background:var(--card);border:1px solid var(--line);border-radius:10px;overflow:hidden}
+.tiles div{outline:1px solid var(--line);padding:14px 16px;min-width:0}.tiles dt{font-size:13px;color:var(--soft)}
 .tiles dd{margin:2px 0 0;font-size:22px;font-weight:600;letter-spacing:-.01em;overflow-wrap:anywhere}
 .tiles small{display:block;font-weight:400;letter-spacing:0}
 .notice{border:1px solid var(--line);border-left:3px solid var(--c,var(--mark));border-radius:6px;
 background:var(--card);padding:10px 14px;margin:12px 0;overflow-wrap:anywhere}.notice.bad{--c:var(--bad)}
+.notice.good{--c:var(--good)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:16px}
 .cards>*{grid-row:span 3;align-self:start}
 .cards>.chart{display:grid;grid-template-rows:subgrid;row-gap:0;align-self:stretch}
@@ -77,7 +93,7 @@ background:repeating-linear-gradient(90deg,var(--c) 0 5px,#0000 5px 8px)}
 .plot .band{opacity:.18}.cross{position:absolute;top:0;bottom:0;border-left:1px solid var(--soft);pointer-events:none}
 .tip{position:absolute;z-index:2;top:6px;pointer-events:none;background:var(--card);border:1px solid var(--line);
 border-radius:6px;box-shadow:0 4px 14px #0003;padding:6px 10px;font-size:12px;white-space:nowrap}
-.tip td{padding:0 0 0 10px;border:0;background:none}.tip td:first-child{padding:0}
+.tip td{padding:0 0 0 10px;border:0;background:none;min-width:0!important}.tip td:first-child{padding:0}
 .tip i{display:inline-block;width:8px;height:8px;border-radius:50%;background:var(--c);margin-right:6px}
 .columns{columns:2 420px;column-gap:16px}.columns>*{break-inside:avoid;margin-bottom:16px}
 .rows{display:grid;margin-top:10px;grid-template-columns:minmax(74px,auto) minmax(60px,1fr) auto auto;gap:6px 12px;
@@ -90,22 +106,34 @@ align-items:center;font-size:13px}
 .track s::after{right:0}
 .split{display:flex;gap:2px;height:26px;margin:4px 0 10px;border-radius:5px;overflow:hidden}
 .split i{flex:0 1 0;min-width:1px;background:var(--c);color:#fff;font:600 12px/26px system-ui,sans-serif;
-text-align:center;overflow:hidden}@media(prefers-color-scheme:dark){.split i{color:#131416}}
+text-align:center;overflow:hidden}@media screen and (prefers-color-scheme:dark){.split i{color:#131416}}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:13px}th,td{padding:6px 14px;text-align:left;vertical-align:top}
-td{border-top:1px solid var(--line);overflow-wrap:break-word}th{font-weight:600;white-space:nowrap;color:var(--soft)}
+td{border-top:1px solid var(--line);overflow-wrap:break-word}
+td:not(.num){min-width:88px}th{font-weight:600;white-space:nowrap;color:var(--soft)}
 .num{text-align:right;white-space:nowrap}tr.marked td{background:var(--hint)}
 th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid var(--busy);outline-offset:2px}
 th button::after{content:" \\2195";opacity:.35}th[aria-sort=ascending] button::after{content:" \\2191";opacity:1}
 th[aria-sort=descending] button::after{content:" \\2193";opacity:1}
 .only:has(input:checked)~.scroll tr:not(.marked):has(td){display:none}.only{font-size:13px;display:block;margin:0 0 8px}
+.tree{overflow-wrap:anywhere}
 .tree,.tree ul{list-style:none;margin:0;padding:0 0 0 20px}.tree{padding:0 0 16px}.tree>li{margin:0}
 .tree li li{border-left:1px solid var(--line);padding:8px 0 0 16px}
+section>*+.cards,section>.cards+*,section>figure+figure{margin-top:16px}
+.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:0 0 18px}
+.gallery.four{grid-template-columns:repeat(4,minmax(0,1fr));max-width:760px;margin:0 0 10px}
+.gallery figure{padding:10px}.gallery img{display:block;width:100%;max-width:160px;aspect-ratio:1;object-fit:contain;
+margin:0 auto 8px;border-radius:4px;background:#fff;image-rendering:pixelated}
+.gallery figcaption{display:block;margin:0;font-size:13px;line-height:1.4;overflow-wrap:anywhere}
+.gallery .wrong{color:var(--bad)}h3{font-size:14px;margin:20px 0 8px}
 details summary{cursor:pointer;font-size:13px;color:var(--soft);margin-top:10px}
-@media(max-width:640px){main{padding:24px 14px 40px}h1{font-size:23px}.tiles{grid-template-columns:1fr 1fr}
+@media(max-width:640px){.gallery{grid-template-columns:1fr 1fr}.gallery.four{gap:6px}.gallery.four figure{padding:6px}
+.gallery.four figcaption{font-size:11px}main{padding:24px 14px 40px}h1{font-size:23px}
+.tiles{grid-template-columns:1fr 1fr}
 .tiles dd{font-size:19px}.plot{height:190px;margin-left:46px}.plot .minor{display:none}figure{padding:12px}
 .rows{grid-template-columns:minmax(74px,auto) 1fr auto}.rows small{display:none}th,td{padding:6px 10px}}
-@media print{body{background:#fff}main{max-width:none;padding:0}figure,tr{break-inside:avoid}.only{display:none}}
+@media print{*{print-color-adjust:exact}body{background:#fff}main{max-width:none;padding:0}figure,tr{break-inside:avoid}
+h2,h3{break-after:avoid}.only,th button::after{display:none}.scroll{overflow:visible;border:0}th{white-space:normal}}
 """
 
 SCRIPT = """
@@ -118,7 +146,8 @@ for(const head of document.querySelectorAll('th button'))head.onclick=()=>{
  const key=row=>{const c=row.cells[column];return c.dataset.v===undefined?c.textContent:+c.dataset.v};
  const compare=(a,b)=>typeof a==='number'&&typeof b==='number'?a-b:
   typeof a==='number'?-1:typeof b==='number'?1:a.localeCompare(b,'en',{numeric:true});
- body.append(...[...body.rows].sort((a,b)=>sign*compare(key(a),key(b))))};
+ body.append(...[...body.rows].sort((a,b)=>{
+  const x=key(a),y=key(b);return(x==='')-(y==='')||sign*compare(x,y)}))};
 for(const plot of document.querySelectorAll('.plot')){
  const series=JSON.parse(plot.dataset.series),[low,high]=JSON.parse(plot.dataset.range);
  const show=v=>plot.dataset.kind==='percent'?(100*v).toFixed(1)+' %':(+v.toPrecision(4)).toLocaleString('en',
@@ -144,15 +173,23 @@ for(const plot of document.querySelectorAll('.plot')){
 """
 
 
-def document(title: str, *body: Markup | None) -> str:
-    """The whole page as text; ``body`` are the parts from this module and `digpt.charts`, None ones left out."""
+def policy() -> str:
+    """The content security policy of a page: its own styles, pictures and script, and no network."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def document(title: str, *body: Markup | None, meta: Mapping[str, str] | None = None) -> str:
+    """The whole page as text; ``body`` are the parts from this module and `digpt.charts`, None ones left out.
+
+    ``meta`` is what programs may want to know of the page.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", http_equiv="Content-Security-Policy", content=policy()),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        *(element("meta", name=name, content=content) for name, content in (meta or {}).items()),
         element("title", title),
         element("style", Markup(STYLE)),
     )
@@ -166,7 +203,7 @@ def write_page(path: str | Path, page: str) -> Path:
     return Path(path)
 
 
-def header(title: str, *, eyebrow: str = "", state: str = "", lines: Sequence[Cell] = ()) -> Markup:
+def header(title: str, *, eyebrow: str = "", state: str = "", lines: Sequence[str] = ()) -> Markup:
     """The top of a page. ``state`` (finished, running, stopped, failed) is shown with its colour."""
     badge = element("span", state, class_=f"state {state}") if state else None
     above = element("div", eyebrow, Markup(" &nbsp; ") if badge else None, badge, class_="eyebrow")
@@ -177,6 +214,11 @@ def section(title: str, *content: Markup | None) -> Markup:
     """A part with a heading; empty when all of its content is."""
     kept = [part for part in content if part]
     return element("section", element("h2", title), *kept) if kept else Markup("")
+
+
+def unbroken(text: str) -> Markup:
+    """Text on one line: wide tables scroll, and without this the browser would break every name to save width."""
+    return element("span", text, style="white-space:nowrap")
 
 
 def cards(*content: Markup | None) -> Markup:
@@ -191,9 +233,17 @@ def columns(*content: Markup | None) -> Markup:
     return element("div", *kept, class_="columns") if kept else Markup("")
 
 
-def notice(message: Cell, *, bad: bool = False) -> Markup:
+def notice(message: str, *, bad: bool = False, good: bool = False) -> Markup:
     """A line that must not be overlooked."""
-    return element("div", message, class_="notice bad" if bad else "notice")
+    style = "bad" if bad else "good" if good else ""
+    return element("div", message, class_=f"notice {style}".rstrip())
+
+
+def verdict(claim: str, *lines: str, good: bool | None) -> Markup:
+    """What a page has to say, at its top; ``good`` None is neither good nor bad."""
+    style = {True: "good", False: "bad", None: ""}[good]
+    said = [element("div", line) for line in lines]
+    return element("div", element("b", claim), *said, class_=f"notice verdict {style}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -252,6 +302,10 @@ def table(
 
 def _cell(value: Cell, column: Column) -> Markup:
     style = "num" if column.numeric else None
+    if isinstance(value, Shown):
+        sortable = value.value if math.isfinite(value.value) else None
+        heat = f"background:color-mix(in srgb,var(--bad) {60 * value.heat:.0f}%,transparent)" if value.heat else None
+        return element("td", value.text, data_v=sortable, style=heat, class_=style)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         sortable = value if math.isfinite(value) else None
         return element("td", column.show(value) if column.numeric else number(value), data_v=sortable, class_=style)

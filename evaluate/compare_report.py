@@ -45,7 +45,7 @@ def page(
         margin: of the gate, in points, drawn into the forest plots.
         failures: of the gate, one sentence per set; None where no gate was asked for.
     """
-    title = f"{comparison.b['name']} against {comparison.a['name']}"
+    title = " against ".join(_names(comparison))
     sets = [row for row in comparison.family if row.metric not in SWEPT]
     beside = [row for row in outside(comparison) if row.p is not None]
     lines = [str(model_line("A", comparison.a)), str(model_line("B", comparison.b)), claim(comparison)]
@@ -73,6 +73,13 @@ def page(
         else None,
         section("All figures", _figures_table(comparison)),
     )
+
+
+def _names(comparison: Comparison) -> list[str]:
+    """B's and A's names, with what computed them where they are alike."""
+    models = comparison.b, comparison.a
+    alike = comparison.a["name"] == comparison.b["name"]
+    return [f"{model['name']} on {model['backend']}" if alike else str(model["name"]) for model in models]
 
 
 def _calibration(comparison: Comparison) -> Markup:

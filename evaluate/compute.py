@@ -243,23 +243,32 @@ class Loader:
 
     def _load(self, cell: Cell, shard: int) -> Callable[[int], Pixels]:
         """What makes a row of the cell ready for the model."""
-        preprocess = self.engine.info.preprocess
-        if cell.cropped:
-            whole = replace(preprocess, resize="shortest", crop_pct=1.0)
-            return lambda row: _named(cell, row, lambda data: whole(data, self.engine.limits))
-        if cell.corruption is None:
-            return lambda row: _named(cell, row, lambda data: preprocess(data, self.engine.limits))
-        side = corrupted_side(preprocess.size)
-        at_side = replace(preprocess, size=side)
+        if cell.corruption is None or cell.cropped:
+            return loading(self.engine, cell)
         if self._clean_of != (id(cell.source), shard):  # the clean crops of one shard serve all its corruptions
             self._clean, self._clean_of = _Once(), (id(cell.source), shard)
-        clean = self._clean
+        return loading(self.engine, cell, self._clean)
 
-        def load(row: int) -> Pixels:
-            image = clean.get(row, lambda: _named(cell, row, lambda data: at_side(data, self.engine.limits)))
-            return resized(_corrupted(image, cell, row), preprocess.size)
 
-        return load
+def loading(engine: Engine, cell: Cell, clean: _Once | None = None) -> Callable[[int], Pixels]:
+    """What makes a row of ``cell`` ready for the model, uint8 ``[H,W,3]``; ``clean`` holds crops before corruption.
+
+    The function raises DataError, with the image's name, where it cannot be read.
+    """
+    preprocess = engine.info.preprocess
+    if cell.cropped:
+        whole = replace(preprocess, resize="shortest", crop_pct=1.0)
+        return lambda row: _named(cell, row, lambda data: whole(data, engine.limits))
+    if cell.corruption is None:
+        return lambda row: _named(cell, row, lambda data: preprocess(data, engine.limits))
+    at_side = replace(preprocess, size=corrupted_side(preprocess.size))
+    crops = clean or _Once()
+
+    def load(row: int) -> Pixels:
+        image = crops.get(row, lambda: _named(cell, row, lambda data: at_side(data, engine.limits)))
+        return resized(_corrupted(image, cell, row), preprocess.size)
+
+    return load
 
 
 def _each(load: Callable[[int], Pixels], rows: range) -> list[Pixels]:

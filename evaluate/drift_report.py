@@ -19,7 +19,7 @@ from rich.text import Text
 
 from digpt.charts import element
 from digpt.files import atomic_json
-from digpt.report import Cell, Column, Tile, document, header, notice, section, table, tiles, write_page
+from digpt.report import Cell, Column, Tile, document, header, notice, section, table, tiles, unbroken, write_page
 from evaluate.cli import TABLE_WIDTH
 from evaluate.compare_report import heat_table
 from evaluate.compare_table import model_line
@@ -114,11 +114,13 @@ def page(found: Drifts) -> str:
     return document(
         title,
         header(title, eyebrow="one model, several engines", lines=lines),
-        *(notice(one.verdict, bad=bool(one.failures)) for one in found.engines),
+        *(notice(one.verdict, bad=bool(one.failures), good=not one.failures) for one in found.engines),
         tiles([_tile(one) for one in found.engines]),
         section("All cells", _figures(found.engines, means=True)),
         *(_engine(one) for one in found.engines),
-        section("Cell by cell", _figures(found.engines, means=False)),
+        section(
+            "Cell by cell", element("details", element("summary", "every cell"), _figures(found.engines, means=False))
+        ),
     )
 
 
@@ -157,5 +159,7 @@ def _figures(engines: Sequence[Drift], *, means: bool) -> Markup:
     for one in engines:
         for shift in _whole(one) if means else one.cells:
             values = (shift.reference, shift.other, shift.difference, *shift.ci95)
-            body.append([one.engine, shift.id, *(100 * value for value in values), shift.changed, shift.n])
+            body.append(
+                [unbroken(one.engine), unbroken(shift.id), *(100 * value for value in values), shift.changed, shift.n]
+            )
     return table(columns, body)

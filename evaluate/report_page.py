@@ -1,4 +1,4 @@
-"""The report as one HTML page: the tables, and a scatter of effective robustness per shifted set."""
+"""The report as one HTML page: tables and charts, and a scatter of effective robustness per shifted set."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from digpt.charts import element
+from digpt.charts import Bar, bar_chart, element
+from digpt.report import Cell, Shown, cards, document, header, section, unbroken
 from digpt.report import Column as PageColumn
-from digpt.report import cards, document, header, section
 from digpt.report import table as page_table
 from digpt.scatter import Dot, Dots, scatter_chart, style
 from evaluate.effective import Measured
 from evaluate.effective_tables import TITLES, Study, Subject, expected_curve
 from evaluate.population import CLEAN
 from evaluate.table_formats import grouped, shown
-from evaluate.tables import Line, Table
+from evaluate.tables import Column, Line, Table
 
 ORIGINS = {"paper": "paper", "published": "published", "ours": "evaluated here"}
 _CURVE = 100  # points; on logit axes they lie on a straight line, of which a chart draws what lies within it
@@ -50,26 +50,49 @@ def _section(table: Table, *above: Markup) -> Markup:
     own = [index for index, line in enumerate(lines) if line.source == "ours"]
     notes = [element("p", f"{table.remark}.", class_="note")]
     notes += [element("p", element("sup", mark), f" {text}.", class_="note") for mark, text in table.notes]
-    return section(table.title, *above, page_table(columns, rows, marked=own), *notes)
+    chart = element("div", bars, style="margin-bottom:16px") if (bars := _bars(table, lines)) else None
+    return section(table.title, *above, chart, page_table(columns, rows, marked=own), *notes)
 
 
-def _row(line: Line, table: Table, *, with_group: bool) -> list[str | Markup | None]:
-    cells: list[str | Markup | None] = [_unbroken(_origin(line))] if with_group else []
-    cells.append(_unbroken(_marked(line.name, ",".join(line.marks))))
+def _bars(table: Table, lines: Sequence[Line]) -> Markup:
+    """A chart per column, or of a single model one with a bar per column; differences (signed) are no bars."""
+    columns = [column for column in table.columns if not column.signed]
+    if not any(line.source == "ours" for line in lines):
+        return Markup("")
+    if len(lines) == 1:
+        return bar_chart(lines[0].name, [b for c in columns if (b := _bar(c.title, lines[0], c))], kind="percent")
+    charts = [(c.title, [b for line in lines if (b := _bar(line.name, line, c))]) for c in columns]
+    return cards(*(bar_chart(title, bars, kind="percent") for title, bars in charts if len(bars) > 1))
+
+
+def _bar(label: str, line: Line, column: Column) -> Bar | None:
+    value = line.values.get(column.key)
+    if value is None:
+        return None
+    low, high = (None, None) if value.interval is None else (end / 100 for end in value.interval)
+    return Bar(label, value.value / 100, low, high, color="var(--s0)" if line.source == "ours" else "var(--s7)")
+
+
+def _row(line: Line, table: Table, *, with_group: bool) -> list[Cell]:
+    cells: list[Cell] = [unbroken(_origin(line))] if with_group else []
+    cells.append(unbroken(_marked(line.name, ",".join(line.marks))))
     cells += [*line.details, *[None] * (len(table.details) - len(line.details))]
-    cells += [shown(line.values[c.key], c) if c.key in line.values else None for c in table.columns]
-    return cells
+    return [*cells, *(_value(line, column) for column in table.columns)]
+
+
+def _value(line: Line, column: Column) -> Cell:
+    """A number as every format prints it; it is sorted by its value."""
+    if column.key not in line.values:
+        return None
+    value = line.values[column.key]
+    text = shown(value, column)
+    return text if value is None else Shown(value.value, text)
 
 
 def _origin(line: Line) -> str:
     """The source in few words, with the size that a group of the paper's names in brackets."""
     size = line.group.partition("(")[2].rstrip(")")
     return f"{ORIGINS[line.source]} {size}".rstrip()
-
-
-def _unbroken(text: str) -> Markup:
-    """Wide tables scroll; without this the browser would break every name to save width."""
-    return element("span", text, style="white-space:nowrap")
 
 
 def _marked(text: str, marks: str) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from digpt.classsets import ClassMatrixCache
 from digpt.engine import Engine
+from digpt.exhibits import EXHIBITS_NAME, write_exhibits
 from digpt.results import RESULTS_NAME, ResultsDocument, write_results
 from evaluate.classify import classifier_of, without_classes
 from evaluate.compute import BatchSize, Clock, fill
+from evaluate.exhibits import exhibits_of
 from evaluate.measure import document_of, write_per_class
 from evaluate.progress import Progress, no_progress
 from evaluate.store import STORE_NAME, Store
@@ -71,7 +73,7 @@ def run_suite(
     prefer_text: bool = False,
     progress: Progress = no_progress,
 ) -> Outcome:
-    """Evaluate ``engine``; with ``output``, into a store that a later call continues, beside the results.
+    """Evaluate ``engine``; with ``output``, into a store that a later call continues, beside results and exhibits.
 
     Raises:
         CapabilityError: the model cannot answer any of it.
@@ -85,7 +87,7 @@ def run_suite(
         suite = without_classes(suite)
     root = None if output is None else output / STORE_NAME
     if output is not None and overwrite:  # the numbers of what is thrown away must not stand beside the new store
-        for name in (RESULTS_NAME, PER_CLASS_NAME):
+        for name in (RESULTS_NAME, PER_CLASS_NAME, EXHIBITS_NAME):
             (output / name).unlink(missing_ok=True)
     store = Store.create(root, suite, classifier.model(), overwrite=overwrite)
     if classifier.matrix is not None:
@@ -99,7 +101,10 @@ def run_suite(
     missing = len(store.missing())
     if missing or not part.publishes:
         return Outcome(None, clock, kept, missing)
-    return Outcome(publish(store, output, progress), clock, kept, taken=taken)
+    document = publish(store, output, progress)
+    if output is not None:
+        write_exhibits(exhibits_of(store, suite, engine), output / EXHIBITS_NAME)
+    return Outcome(document, clock, kept, taken=taken)
 
 
 def wait(store: Store, progress: Progress = no_progress) -> int:

@@ -21,9 +21,7 @@ from rich.console import Console
 
 from digpt.errors import ConfigError, DigptError
 from export.pipeline import Outcome, run
-from export.tables import abstain_line, details, summary
-
-TABLE_WIDTH = 120  # where the output is no terminal
+from export.tables import TABLE_WIDTH, abstain_line, details, summary
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class ExportOptions:
     spec: Annotated[str, tyro.conf.Positional] = "bundled"
     """Model: bundled, ckpt.pt, timm:NAME[@FILE], open_clip:NAME/TAG_OR_FILE, an authors' .pth."""
     to: tuple[str, ...] = ("auto",)
-    """Engines: onnx, onnx-int8, openvino, openvino-bf16, aoti, tensorrt, tensorrt-fp16, tensorrt-bf16; auto: onnx and
-    the openvino ones that run here."""
+    """Engines: onnx, onnx-int8, openvino, openvino-bf16, openvino-int8, aoti, tensorrt, tensorrt-fp16, tensorrt-bf16;
+    auto: what runs well here."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an artifact that is there."""
     images: Path | None = None

@@ -1,5 +1,8 @@
 """Quantises ONNX files to int8 with onnxruntime: per-channel weights, activations by their range on real images.
 
+The range leaves out the outermost values (PERCENTILE), and only what enters a product is rounded, not what leaves it:
+of the bundled model both together bring the median cosine from 1 - 2.2e-4 to 1 - 8e-5.
+
 Only products with weights and convolutions are quantised (QDQ), except the first (pixels to patches) and the last (the
 head), whose rounding nothing evens out. Attention's products of activations, norms and softmax stay float32, and so
 does the text tower, which runs once for each label and not for each image.
@@ -8,7 +11,6 @@ does the text tower, which runs once for each label and not for each image.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from digpt.runtime.graph import IDENTITY_KEY
 QUANTISED = ("MatMul", "Gemm", "Conv")
 CALIBRATION_BATCH = 8
 EXPLAINED_IMAGES = 4  # all activations of these are in memory at once
+PERCENTILE = 99.99  # of the values of an activation are within its range; those outside are clipped
 WORST = 5  # layers that are named when an engine fails
 
 
@@ -42,9 +45,14 @@ def quantise(source: Path, path: Path, crops: np.ndarray, *, identity: str) -> N
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod.Percentile,
             use_external_data_format=large,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={
+                "MatMulConstBOnly": True,
+                "OpTypesToExcludeOutputQuantization": list(QUANTISED),
+                "CalibPercentile": PERCENTILE,
+                "CalibStridedMinMax": 1,  # whatever the method: activations of one batch are in memory, not of all
+            },
         )
     _state_identity(path, identity)
 
@@ -98,13 +106,22 @@ def _places(path: Path) -> dict[str, str]:
 def _reader(crops: np.ndarray) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
+    starts = range(0, len(crops), CALIBRATION_BATCH)
+
     class Reader(CalibrationDataReader):
-        def __init__(self, batches: Iterator[np.ndarray]) -> None:
-            self.batches = batches
+        """Batches in turn, of all or of the range that is set."""
+
+        def __init__(self) -> None:
+            self.set_range(0, len(starts))
+
+        def __len__(self) -> int:
+            return len(starts)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.pending = iter(starts[start_index:end_index])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
+            start = next(self.pending, None)
+            return None if start is None else {"images": crops[start : start + CALIBRATION_BATCH]}
 
-    starts = range(0, len(crops), CALIBRATION_BATCH)
-    return Reader(iter([crops[start : start + CALIBRATION_BATCH] for start in starts]))
+    return Reader()

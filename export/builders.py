@@ -67,14 +67,15 @@ def _build_openvino_bf16(job: Job, directory: Path) -> dict[str, Any]:
 
 
 def _build_int8(job: Job, directory: Path) -> dict[str, Any]:
-    """From the float32 files, which are dropped in the end where no other engine reads them."""
+    """From the float32 files, which are dropped in the end where no other engine reads them; once for all."""
     entry = _build_onnx(job, directory)
     crops, apart = calibration_crops(job)
     for role in ("image", "segment"):
         if entry[role] is not None:
             source, entry[role] = directory / entry[role], f"{role}-int8.onnx"
-            build_int8.quantise(source, directory / entry[role], crops, identity=job.identity)
-    calibration = {"images": len(crops), "method": "minmax", "apart_from_parity": apart}
+            if not (directory / entry[role]).exists():
+                build_int8.quantise(source, directory / entry[role], crops, identity=job.identity)
+    calibration = {"images": len(crops), "method": f"percentile {build_int8.PERCENTILE}", "apart_from_parity": apart}
     return entry | {"precision": "int8", "calibration": calibration}
 
 
@@ -90,7 +91,7 @@ def _build_tensorrt(precision: str) -> Builder:
 
 def explain(job: Job, target: str, directory: Path) -> tuple[str, ...]:
     """What can be said about why ``target`` was refused, its files being still there."""
-    if target != "onnx-int8":
+    if not target.endswith("-int8"):
         return ()
     return tuple(build_int8.worst_layers(directory / "image.onnx", directory / "image-int8.onnx", job.crops))
 
@@ -100,6 +101,7 @@ BUILDERS: dict[str, Builder] = {
     "onnx-int8": _build_int8,
     "openvino": _build_onnx,
     "openvino-bf16": _build_openvino_bf16,
+    "openvino-int8": _build_int8,
     "aoti": _build_aoti,
     "tensorrt": _build_tensorrt("fp32"),
     "tensorrt-fp16": _build_tensorrt("fp16"),
@@ -124,7 +126,9 @@ def check_machine(target: str) -> None:
 
 def default_targets() -> tuple[str, ...]:
     """What this machine can run at good speed, in the order in which equals are preferred."""
-    return ("onnx", "openvino", *(("openvino-bf16",) if supports_bf16() else ()))
+    bf16 = ("openvino-bf16",) if supports_bf16() else ()
+    int8 = ("openvino-int8",) if any("vnni" in name for name in cpu_instructions()) else ()
+    return ("onnx", "openvino", *bf16, *int8)
 
 
 def engine_files(directory: Path, entry: dict[str, Any]) -> set[Path]:

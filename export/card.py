@@ -1,9 +1,11 @@
-"""Write a model card in Hugging Face's format from what a model and its results record; no figure is typed by hand.
+"""Write a model card in Hugging Face's format, or a passport, from what a model and its results record.
 
     python -m export.card runs/onnx --results runs/robustness/results.json --output runs/onnx/README.md
+    python -m export.card runs/onnx --results runs/robustness --drift runs/drift --html passport.html
     python -m export.card runs/pretrain/ckpt.pt --license apache-2.0
 
-YAML front matter (library, licence, tags, metrics), then lineage, preprocessing, engines, figures and limits as text.
+The card: YAML front matter (library, licence, tags, metrics), then lineage, preprocessing, engines, figures and limits
+as text. The passport: one HTML page that says what is known before a model is shipped. No figure is typed by hand.
 """
 
 from __future__ import annotations
@@ -16,21 +18,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from digpt.artifact import atomic_write, read_checkpoint
+from digpt.artifact import atomic_write
 from digpt.errors import ConfigError, DataError, DigptError
-from digpt.manifest import MANIFEST_NAME, verify_artifact
+from digpt.manifest import MANIFEST_NAME
+from digpt.passport import PASSPORT_NAME
 from digpt.preprocess import Preprocess
 from digpt.results import ResultsDocument, read_results
 from digpt.results_table import PLAIN, TITLES, format_value, swept
-from digpt.sources import checkpoint_path, model_name
-
-UNKNOWN_LICENSE = "unknown"  # the hub's word for it
-PIPELINES = {  # what a model does -> the hub's name of the task
-    "upernet": "image-segmentation",
-    "linear": "image-classification",
-    "text": "zero-shot-image-classification",
-    "": "image-feature-extraction",
-}
+from export.facts import UNKNOWN_LICENSE, Facts, facts_of, licence_text, limits_of
+from export.passport import passport
+from export.passport_records import read_records
 
 
 @dataclass(frozen=True)
@@ -44,44 +41,14 @@ class CardOptions:
     license: str = UNKNOWN_LICENSE
     """The weights' licence as the hub names it, such as apache-2.0."""
     output: Path | None = None
-    """File to write, usually README.md in the directory to be pushed (default: standard output)."""
+    """File to write the card to, usually README.md in the directory to be pushed (default: standard output)."""
+    html: Path | None = None
+    """File to write the passport to, an HTML page, instead of a card on standard output; of an artifact directory also
+    as passport.html in there, where a server finds it."""
+    drift: Path | None = None
+    """For the passport: what evaluate.compare --same was given as --output."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace a file that is there."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a model without loading it. ``spec`` is how commands name it, ``engines`` a manifest's."""
-
-    spec: str
-    name: str
-    fingerprint: str
-    preprocess: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    files: Mapping[str, int]
-    head: str | None = None
-    labels: Sequence[str] | None = None
-    has_text: bool = False
-    shape: str = ""
-    source: str = ""
-    engines: Mapping[str, Mapping[str, Any]] | None = None
-
-    @property
-    def shown(self) -> str:
-        """The spec for readers elsewhere, to whom the folders above say nothing."""
-        path = Path(self.spec)
-        return path.name if path.exists() else self.spec
-
-    @property
-    def evaluation(self) -> str:
-        """The command that measures it."""
-        other = "robustness" if self.head == "linear" or self.has_text else "knn"
-        return "segmentation" if self.head == "upernet" else other
-
-    @property
-    def pipeline(self) -> str:
-        """The hub's name of what it does best."""
-        return PIPELINES[self.head or ("text" if self.has_text else "")]
+    """Replace files that are there."""
 
 
 @dataclass(frozen=True)
@@ -96,74 +63,50 @@ class Texts:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the card; return the exit code: 0, or 2 after one line about what went wrong."""
+    """Write the card, the passport or both; return the exit code: 0, or 2 after one line about what went wrong."""
     options = tyro.cli(CardOptions, args=argv, prog="python -m export.card", description=__doc__)
     try:
-        if options.output is not None and options.output.exists() and not options.overwrite:
-            raise ConfigError(f"{options.output} exists; add --overwrite to replace it.")
-        text = card(facts_of(options.spec), [read_results(path) for path in options.results], license=options.license)
-        if options.output is None:
-            print(text, end="")
-        else:
-            atomic_write(options.output, text.encode())
-            print(f"wrote {options.output}", file=sys.stderr)
+        pages = written(options)
+        if not pages:
+            print(card_of(options), end="")
+        for path, text in pages.items():
+            atomic_write(path, text.encode("utf-8", errors="replace"))
+            print(f"wrote {path}", file=sys.stderr)
     except DigptError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {options.output} cannot be written: {error.strerror}.", file=sys.stderr)
+        print(f"error: {error.filename} cannot be written: {error.strerror}.", file=sys.stderr)
         return 2
     return 0
 
 
-def facts_of(spec: str) -> Facts:
-    """The facts of an artifact directory, whose files are compared with their hashes, or of a checkpoint.
+def written(options: CardOptions) -> dict[Path, str]:
+    """The text of every file to write.
 
     Raises:
-        SpecError, CheckpointError: neither, or damaged.
+        ConfigError: a file is there already, or options that do not fit.
+        SpecError, CheckpointError, DataError: no model, damaged files, or results of another model.
     """
-    if not (Path(spec) / MANIFEST_NAME).is_file():
-        return _checkpoint_facts(spec)
-    manifest = verify_artifact(spec)
-    return Facts(
-        spec=spec,
-        name=manifest["name"],
-        fingerprint=manifest["fingerprint"],
-        preprocess=manifest["preprocess"],
-        provenance=manifest["source"].get("provenance") or {},
-        files={name: entry["bytes"] for name, entry in manifest["files"].items()},
-        head=manifest.get("head"),
-        labels=manifest.get("labels"),
-        has_text=bool(manifest.get("text")),
-        source=manifest["source"]["spec"],
-        engines=manifest.get("engines") or {},
-    )
+    if options.drift is not None and options.html is None:
+        raise ConfigError("--drift is for the passport: add --html FILE.")
+    pages = [] if options.html is None else [options.html]
+    if options.html is not None and (Path(options.spec) / MANIFEST_NAME).is_file():
+        pages += [path for path in [Path(options.spec) / PASSPORT_NAME] if path.resolve() != options.html.resolve()]
+    for path in [*pages, *([] if options.output is None else [options.output])]:
+        if path.exists() and not options.overwrite:
+            raise ConfigError(f"{path} exists; add --overwrite to replace it.")
+    found = {} if options.output is None else {options.output: card_of(options)}
+    if pages:
+        records = read_records(facts_of(options.spec), options.results, options.drift, options.license)
+        found |= dict.fromkeys(pages, passport(records))
+    return found
 
 
-def _checkpoint_facts(spec: str) -> Facts:
-    path = checkpoint_path(spec)
-    checkpoint = read_checkpoint(path)
-    config, head = checkpoint.config, checkpoint.config["head"] or {}
-    return Facts(
-        spec=spec,
-        name=model_name(spec),
-        fingerprint=checkpoint.fingerprint,
-        preprocess=config["preprocess"],
-        provenance=checkpoint.provenance,
-        files={path.name: path.stat().st_size},
-        head=head.get("type") if head.get("type") in ("linear", "upernet") else None,
-        labels=config["labels"],
-        has_text=bool(config["text"]),
-        shape=_shape(config),
-    )
-
-
-def _shape(config: Mapping[str, Any]) -> str:
-    encoder = config["encoder"]
-    if not {"embed_dim", "depth", "patch_size"} <= set(encoder):
-        return ""
-    shape = f"ViT of width {encoder['embed_dim']}, {encoder['depth']} blocks, patch {encoder['patch_size']}"
-    return f"{shape} at {config['preprocess']['size']} px"
+def card_of(options: CardOptions) -> str:
+    """The card that the options ask for. Errors as `written`."""
+    documents = [read_results(path) for path in options.results]
+    return card(facts_of(options.spec), documents, license=options.license)
 
 
 def card(facts: Facts, documents: Sequence[ResultsDocument], *, license: str, texts: Texts | None = None) -> str:
@@ -188,8 +131,8 @@ def card(facts: Facts, documents: Sequence[ResultsDocument], *, license: str, te
         "\n".join(["## Engines", *engines_table(facts.engines)]) if facts.engines else "",
         "\n".join(["## Figures", *_figures(documents, texts.figures)]),
         texts.notes.strip(),
-        texts.limits.strip() or "\n".join(["## Limits", *_limits(facts, documents)]),
-        texts.licence.strip() or f"## Licence\n{_licence(license)}",
+        texts.limits.strip() or "\n".join(["## Limits", *(f"- {line}" for line in limits_of(facts, documents))]),
+        texts.licence.strip() or f"## Licence\n{licence_text(license)}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -360,30 +303,6 @@ def sweep_table(dataset: str, document: ResultsDocument) -> list[str]:
         values = ["" if cell is None else f"{100 * cell.value:.1f}" for cell in cells]
         lines.append(f"| {name} | {' | '.join(values)} | {format_value(found[name, 'error'])} |")
     return lines
-
-
-def _limits(facts: Facts, documents: Sequence[ResultsDocument]) -> list[str]:
-    sets = list(dict.fromkeys(result.dataset for document in documents for result in document.results))
-    lines = [
-        f"- Measured on {', '.join(sets)}; how it fares on other images was not measured here."
-        if sets
-        else "- Nothing of it was measured for this card."
-    ]
-    if any(document.protocol.get("limit") or document.protocol.get("preview") for document in documents):
-        lines.append("- Some figures are of a seeded subset of the images.")
-    if facts.has_text or facts.head == "linear":
-        lines.append("- Scores are among the class names given: a wrong but nearest name still gets a high one.")
-    if not facts.has_text and facts.head is None:
-        lines.append("- It has neither a text tower nor a head: alone it does not classify.")
-    if facts.engines:
-        lines.append("- An engine answers as torch float32 within what the table of engines says, not to the bit.")
-    return lines
-
-
-def _licence(license: str) -> str:
-    if license == UNKNOWN_LICENSE:
-        return "Not stated. The training data may carry licences of their own."
-    return f"Weights: {license}. The training data may carry licences of their own."
 
 
 if __name__ == "__main__":

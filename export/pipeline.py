@@ -27,6 +27,8 @@ from export.job import Job, load_job
 from export.parity import ParityReport, measure
 
 AUTO = "auto"
+EXACTNESS = ("int8", "bf16", "fp16", "fp32")  # ascending
+AS_FAST = 0.9  # of the best speed: closer than this, timings on a busy machine say nothing
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
     """An engine that is built and measured, and not yet kept or dropped."""
 
     target: str
@@ -75,6 +77,10 @@ class _Candidate:
     parity: ParityReport
     golden: GoldenReport
     seconds: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        return self.parity.passed and self.golden.passed
 
 
 def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
@@ -133,7 +139,7 @@ def run(
             image_size=image_size,
         )
         shared = set(partial.iterdir())
-        candidates = [_candidate(job, target, partial, progress) for target in targets]
+        candidates = [build_candidate(job, target, partial, progress) for target in targets]
         outcomes = _decide(job, candidates, partial, progress)
         kept = [outcome for outcome in outcomes if outcome.passed]
         job.manifest["peak_memory_mb"] = peak_memory_mb()
@@ -142,31 +148,38 @@ def run(
         shared |= {path for entry in job.manifest["engines"].values() for path in engine_files(partial, entry)}
         for path in set(partial.iterdir()) - shared:
             path.unlink()  # of refused engines, and what others were made from
-        fastest = max(kept, key=lambda outcome: speed(outcome.timings))
-        chosen = {"backend": fastest.target, "precision": fastest.parity.precision}
+        preferred = prefer(kept)
+        chosen = {"backend": preferred.target, "precision": preferred.parity.precision}
         manifest = seal_manifest(partial, {**job.manifest, **chosen})
         rename_into_place(partial, output)
     return Outcome(output, manifest, outcomes, asked, job.calibration)
 
 
-def _candidate(job: Job, target: str, directory: Path, progress: Callable[[str], None]) -> _Candidate:
+def prefer(kept: Sequence[EngineOutcome]) -> EngineOutcome:
+    """The fastest, or one of more exact numbers that is as good as equally fast."""
+    best = max(speed(outcome.timings) for outcome in kept)
+    near = [outcome for outcome in kept if speed(outcome.timings) >= AS_FAST * best]
+    return max(near, key=lambda outcome: (EXACTNESS.index(outcome.parity.precision), speed(outcome.timings)))
+
+
+def build_candidate(job: Job, target: str, directory: Path, progress: Callable[[str], None]) -> Candidate:
     """Build, load and measure one engine."""
     progress(f"building {target}")
     started = time.perf_counter()
     entry = BUILDERS[target](job, directory)
     entry = {**entry, "tolerance": GOLDEN_TOLERANCE[entry["precision"]]}
     built = time.perf_counter()
-    runtime = _open(job, {target: entry}, directory, target)
+    runtime = open_engine(job, {target: entry}, directory, target)
     seconds = {"build_s": round(built - started, 3), "load_s": round(time.perf_counter() - built, 3)}
     progress(f"measuring {target} on {len(job.crops)} images")
     try:
         parity = measure(job.reference, runtime, job.crops, job.labels, entry["precision"])
-        return _Candidate(target, entry, runtime.info, parity, Engine(runtime).verify_golden(), seconds)
+        return Candidate(target, entry, runtime.info, parity, Engine(runtime).verify_golden(), seconds)
     finally:
         runtime.close()  # with what its largest batch took; it is opened anew to be timed
 
 
-def _open(job: Job, entries: dict[str, dict[str, Any]], directory: Path, target: str) -> Runtime:
+def open_engine(job: Job, entries: dict[str, dict[str, Any]], directory: Path, target: str) -> Runtime:
     """Load ``target`` from a manifest as it would be if ``entries`` were the engines."""
     chosen = {"engines": entries, "backend": target, "precision": entries[target]["precision"]}
     seal_manifest(directory, {**job.manifest, **chosen})
@@ -174,14 +187,14 @@ def _open(job: Job, entries: dict[str, dict[str, Any]], directory: Path, target:
 
 
 def _decide(
-    job: Job, candidates: Sequence[_Candidate], directory: Path, progress: Callable[[str], None]
+    job: Job, candidates: Sequence[Candidate], directory: Path, progress: Callable[[str], None]
 ) -> tuple[EngineOutcome, ...]:
     """Time all engines in turns; enter those that pass into the manifest, and the figures of the others as refused."""
     progress(f"timing {', '.join(candidate.target for candidate in candidates)}, in turns")
     timings = _timings(job, {candidate.target: candidate.entry for candidate in candidates}, directory)
     outcomes = []
     for candidate in candidates:
-        target, passed = candidate.target, candidate.parity.passed and candidate.golden.passed
+        target, passed = candidate.target, candidate.passed
         notes = () if passed else explain(job, target, directory)
         times = {**candidate.seconds, **timings[target]}
         outcomes.append(EngineOutcome(target, candidate.parity, candidate.golden, times, notes))
@@ -199,7 +212,7 @@ def _timings(job: Job, entries: dict[str, dict[str, Any]], directory: Path) -> d
     with ExitStack() as loaded:
         runtimes = {}
         for target in entries:
-            runtimes[target] = _open(job, entries, directory, target)
+            runtimes[target] = open_engine(job, entries, directory, target)
             loaded.callback(runtimes[target].close)
         found = time_engines({target: runtime.embed for target, runtime in runtimes.items()}, job.crops)
         if job.reference.info.head == "upernet":

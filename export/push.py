@@ -4,7 +4,8 @@
     python -m export.push runs/onnx ./models/my-encoder
 
 Of an artifact directory the files of its manifest go, verified first, of a training run ``ckpt.pt``; with either its
-card, ``README.md`` (``python -m export.card``). Pushing to a real hub has not been tried.
+card, ``README.md``, and its passport, ``passport.html`` (``python -m export.card``).
+Pushing to a real hub has not been tried.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from digpt.artifact import read_checkpoint
 from digpt.errors import BackendError, ConfigError, DigptError
 from digpt.manifest import MANIFEST_NAME, verify_artifact
 from digpt.model import first_line
+from digpt.passport import PASSPORT_NAME, read_passport
 from export.pipeline import directory_beside, rename_into_place
 
 CARD, CHECKPOINT = "README.md", "ckpt.pt"
@@ -94,7 +96,7 @@ def push(directory: Path, target: str, hub: Hub | None = None) -> list[str]:
 
 
 def contents(directory: Path) -> tuple[list[str], str]:
-    """The files of ``directory`` that make the model, its card among them if there is one, and its fingerprint.
+    """The files of ``directory`` that make the model, with its card and its passport if there are any; its fingerprint.
 
     Raises:
         CheckpointError: no model, or not as it was written.
@@ -104,7 +106,9 @@ def contents(directory: Path) -> tuple[list[str], str]:
         files, fingerprint = [MANIFEST_NAME, *manifest["files"]], str(manifest["fingerprint"])
     else:
         files, fingerprint = [CHECKPOINT], read_checkpoint(directory / CHECKPOINT).fingerprint
-    return [*files, *([CARD] if (directory / CARD).is_file() and CARD not in files else [])], fingerprint
+    card = [CARD] if (directory / CARD).is_file() and CARD not in files else []
+    page = [PASSPORT_NAME] if read_passport(str(directory), fingerprint) and PASSPORT_NAME not in files else []
+    return [*files, *card, *page], fingerprint
 
 
 def _copy(directory: Path, files: Sequence[str], folder: Path) -> None:

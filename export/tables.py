@@ -9,6 +9,7 @@ from export.abstain import Calibration
 from export.parity import ParityReport
 from export.pipeline import EngineOutcome, Outcome
 
+TABLE_WIDTH = 120  # where the output is no terminal
 BASELINE = "onnx"  # the engine that others are compared with, in float32
 
 
@@ -28,8 +29,8 @@ def summary(outcome: Outcome) -> Table:
         result.add_row(
             engine.target,
             parity.precision,
-            _near_one(parity.cosine_median),
-            _near_one(parity.cosine_min),
+            near_one(parity.cosine_median),
+            near_one(parity.cosine_min),
             "-" if agreement is None else f"{agreement:.2%}",
             f"{timings['batch_1_ms']:.2f}",
             f"{16_000 / timings['batch_16_ms']:.1f}",
@@ -66,7 +67,7 @@ def details(engine: EngineOutcome, name: str) -> Table:
     return result
 
 
-def _near_one(value: float) -> str:
+def near_one(value: float) -> str:
     """Of a good engine only the distance from 1 says anything."""
     return f"1 - {1 - value:.1e}"
 
@@ -80,7 +81,7 @@ def rows(parity: ParityReport) -> list[tuple[str, str, str]]:
         *((f"cosine, batch of {n}", cosine, bounds.cosine_min) for n, cosine in parity.batch_sizes.items()),
         ("text cosine, minimum", parity.text_cosine_min, bounds.cosine_min),
     ]
-    shown = [(name, _near_one(value), f">= {bound}") for name, value, bound in cosines if value is not None]
+    shown = [(name, near_one(value), f">= {bound}") for name, value, bound in cosines if value is not None]
     if parity.agreement is not None:
         figure = f"top-1 agreement among {parity.classes} labels"
         shown.append((figure, f"{parity.agreement:.2%}", f">= {bounds.agreement:.1%}"))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from digpt.results import ResultsDocument, read_results
 from digpt.sources import BUNDLED
-from export.card import Texts, card, facts_of
+from export.card import Texts, card
+from export.facts import facts_of
 
 INTRODUCTION = """
 A small image-text model that serves as digpt's embedded default: a D-iGPT vision transformer, tuned to captions, and

@@ -19,10 +19,16 @@ from starlette.routing import Mount
 
 from digpt.engine import Engine
 from digpt.errors import DigptError
+from serve.classset_routes import class_set_router
 from serve.docs import docs_page
-from serve.errors import FRAMEWORK_CODES, Problem, problem
+from serve.documents import Documented
+from serve.errors import FRAMEWORK_CODES, ItemError, Problem, problem, response
+from serve.keys import Keys
 from serve.observe import ID_HEADER, Observer, metrics_router, observation
+from serve.openai import openai_router
+from serve.registry import Loader, Registry, admin_router
 from serve.routes import inference_router, status_router
+from serve.security import DEMO_PATH, PAGE_HEADERS, protect
 from serve.service import Service
 from serve.settings import Settings
 
@@ -31,31 +37,55 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("serve")
 
-DEMO_PATH = "/demo"
+VERSION = "1"  # of the API
 DESCRIPTION = "Embeddings and classes of images. Every answer names the fingerprint of the weights that gave it."
 
 
 def create_app(
-    engines: Mapping[str, Engine], settings: Settings | None = None, *, tracing: Tracing | None = None
+    engines: Mapping[str, Engine],
+    settings: Settings | None = None,
+    *,
+    keys: Keys | None = None,
+    available: Mapping[str, Loader] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """Serve ``engines`` by name; the first is the default. The application closes all it is given when it stops."""
-    service = Service(engines, settings or Settings())
+    """Serve ``engines`` by name; the first is the default. The application closes all it is given when it stops.
+
+    Args:
+        keys: who may ask; by default everybody, and nobody may load models.
+        available: what loads the models that may be loaded and unloaded while the server runs, by name.
+        tracing: where the spans of requests go.
+    """
+    settings = settings or Settings()
+    service = Service(engines, settings)
+    registry = Registry(service, available or {})
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
+        await registry.stop()
         await service.stop()
+        await service.fetcher.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="digpt", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Documented(
+        title="digpt", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None, version=VERSION
+    )
     app.state.service = service
-    app.include_router(inference_router(service))
-    app.include_router(status_router(service))
-    app.include_router(metrics_router(service.metrics))
+    for router in (
+        inference_router(service),
+        openai_router(service),
+        class_set_router(service),
+        admin_router(registry),
+        status_router(service),
+        metrics_router(service.metrics),
+    ):
+        app.include_router(router)
     _add_pages(app)
     _add_error_handlers(app)
+    protect(app, keys or Keys(), settings)
     app.add_middleware(Observer, metrics=service.metrics, tracing=tracing)  # last: what it wraps, it sees
     return app
 
@@ -63,7 +93,7 @@ def create_app(
 def _add_pages(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)))
+        return HTMLResponse(docs_page(app.openapi(), str(request.base_url)), headers=PAGE_HEADERS)
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
@@ -87,6 +117,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         found = problem(error)
         if found.status == 500:
             log.error("%s %s: %s", request.method, request.url.path, error)
+            observation().exception = error.cause if isinstance(error, ItemError) else error
         return _response(found)
 
     @app.exception_handler(RequestValidationError)
@@ -112,4 +143,4 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
     observation().error = found.code
-    return JSONResponse({"error": found.body()}, found.status, {**(headers or {}), **found.headers()})
+    return response(found, headers)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import tyro
-import uvicorn
 from fastapi import FastAPI
 
 from digpt.engine import Engine
 from digpt.errors import ConfigError, DigptError
 from digpt.preprocess import DecodeLimits
-from serve.api import DEMO_PATH, create_app
+from serve.api import create_app
+from serve.keys import Keys
 from serve.logs import LogFormat, configure
+from serve.registry import Loader
+from serve.security import DEMO_PATH
+from serve.server import Server
 from serve.settings import MIB, Settings
 from serve.tracing import otlp
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-KEEP_ALIVE_S = 5  # without a request
-GRACE_S = 5  # beyond the deadline, for answers on their way when the server is told to stop
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class ServeConfig(Settings):
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]SPEC"), tyro.conf.UseAppendAction] = ()
     """A model to serve, repeatable; the first is the default. SPEC: bundled (the default), a ckpt.pt, an artifact
     directory, timm:NAME, open_clip:NAME/TAG."""
+    available: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=SPEC"), tyro.conf.UseAppendAction] = ()
+    """A model that an administrator may load while the server runs (POST /models/NAME/load), repeatable."""
+    keys_file: Path | None = None
+    """File of Bearer keys, one a line, an administrator's as admin:KEY; also DIGPT_API_KEYS and DIGPT_ADMIN_KEYS."""
     backend: str | None = None
     """torch or onnx; by default what fits the model."""
     host: str = "127.0.0.1"
@@ -48,7 +55,9 @@ class ServeConfig(Settings):
     threads: int | None = None
     """Threads of the model's computation; by default as many as the backend likes."""
     demo: bool = True
-    """Whether to serve the demo at /demo."""
+    """Whether to serve the demo at /demo; where keys are set it is not, since a browser has none to show."""
+    open_demo: bool = False
+    """Whether to serve the demo to everybody although keys are set."""
     log_format: LogFormat = "text"
     """Log lines for people, or one JSON object per line."""
     otlp_endpoint: str | None = None
@@ -63,36 +72,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; 2 and a sentence if a model cannot be loaded."""
     try:
         config = tyro.cli(ServeConfig, prog="python -m serve", args=argv)
+        keys = Keys.read(os.environ, config.keys_file)
+        available = loaders(config)
         engines = load_engines(config)
-        app = build(config, engines)
+        app = build(config, engines, keys, available)
     except DigptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     configure(config.log_format)
-    announce(config, engines)
-    uvicorn.run(
-        app,
-        host=config.host,
-        port=config.port,
-        log_config=None,  # its lines go where all others go
-        log_level="warning",
-        access_log=False,  # serve.observe says more
-        server_header=False,
-        limit_concurrency=config.max_connections,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(config.deadline_s) + GRACE_S,
-    )
+    announce(config, engines, keys)
+    Server(app, app.state.service, config, config.host, config.port).run()
     return 0
 
 
-def build(config: ServeConfig, engines: dict[str, Engine]) -> FastAPI:
-    """The application of the command line: the API and, unless it is turned off, the demo of the default model."""
-    api = create_app(engines, config, tracing=otlp(config.otlp_endpoint) if config.otlp_endpoint else None)
-    if config.demo:
+def build(
+    config: ServeConfig,
+    engines: dict[str, Engine],
+    keys: Keys | None = None,
+    available: dict[str, Loader] | None = None,
+) -> FastAPI:
+    """The application of the command line: the API and, unless it is turned off, the demo, a page for each model."""
+    keys = keys or Keys()
+    tracing = otlp(config.otlp_endpoint) if config.otlp_endpoint else None
+    api = create_app(engines, config, keys=keys, available=available, tracing=tracing)
+    if shows_demo(config, keys):
         import app
 
-        model = api.state.service.model()
-        app.mount(api, model.engine, DEMO_PATH, guard=model.require_ready, max_bytes=config.max_request_bytes)
+        service = api.state.service
+
+        def guard() -> None:
+            for name in engines.keys() & service.models.keys():  # one may have been unloaded
+                service.models[name].require_ready()
+
+        app.mount(api, engines, DEMO_PATH, guard=guard, max_bytes=config.max_request_bytes)
     return api
 
 
@@ -103,16 +115,46 @@ def load_engines(config: ServeConfig) -> dict[str, Engine]:
         ConfigError: two models of one name.
         DigptError: as ``Engine.load``.
     """
-    limits = DecodeLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     engines: dict[str, Engine] = {}
     for argument in config.model or ("bundled",):
         name, spec = split_model(argument)
-        engine = Engine.load(spec, config.backend, threads=config.threads, limits=limits, image_size=config.image_size)
+        engine = load_engine(config, spec)
         name = name or public_name(engine.info.name)
         if name in engines:
             raise ConfigError(f"Two models are named {name!r}; name one of them: --model NAME={spec}.")
         engines[name] = engine
     return engines
+
+
+def load_engine(config: ServeConfig, spec: str) -> Engine:
+    """Load one model with the options of the command line; DigptError as ``Engine.load``."""
+    limits = DecodeLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+    return Engine.load(spec, config.backend, threads=config.threads, limits=limits, image_size=config.image_size)
+
+
+def loaders(config: ServeConfig) -> dict[str, Loader]:
+    """What loads the models that may be loaded and unloaded: those of ``--available``, and ``--model NAME=SPEC``.
+
+    Raises:
+        ConfigError: a model without a name, or two of one name.
+    """
+    named = [split_model(argument) for argument in config.model]
+    given = [split_model(argument) for argument in config.available]
+    for name, spec in given:
+        if name is None:
+            raise ConfigError(f"A model to load later needs a name: --available NAME={spec}.")
+    known: dict[str, Loader] = {}
+    for name, spec in [*named, *given]:
+        if name is not None:
+            if name in known:
+                raise ConfigError(f"Two models are named {name!r}; give each a name of its own.")
+            known[name] = partial(load_engine, config, spec)
+    return known
+
+
+def shows_demo(config: ServeConfig, keys: Keys) -> bool:
+    """Whether there is a demo: where keys are set only if it is asked for."""
+    return config.demo and (config.open_demo or not keys.set)
 
 
 def split_model(argument: str) -> tuple[str | None, str]:
@@ -126,10 +168,11 @@ def public_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
-def announce(config: ServeConfig, engines: dict[str, Engine]) -> None:
+def announce(config: ServeConfig, engines: dict[str, Engine], keys: Keys | None = None) -> None:
     """Say what is served and where."""
+    demo = shows_demo(config, keys or Keys())
     address = f"http://{config.host}:{config.port}"
     for name, engine in engines.items():
         info = engine.info
         print(f"{name}: {info.fingerprint}, {info.backend} {info.precision} on {', '.join(info.providers)}")
-    print(f"API  {address}/docs" + (f"\ndemo {address}{DEMO_PATH}" if config.demo else ""), flush=True)
+    print(f"API  {address}/docs" + (f"\ndemo {address}{DEMO_PATH}" if demo else ""), flush=True)

@@ -33,6 +33,11 @@ curl -s {base}classify -F files=@image.png -F labels='red apple' -F labels='dog 
 
 # one image as the whole body, options in the query
 curl -s '{base}classify?labels=red+apple&labels=dog+face' -H 'Content-Type: image/png' --data-binary @image.png""",
+    "/v1/embeddings": """curl -s {base}v1/embeddings -H 'Content-Type: application/json' \\
+  -d '{{"model": "emoji-tiny", "input": "red apple"}}'""",
+    "/class-sets/{name}": """curl -s -X PUT {base}class-sets/fruit -H 'Content-Type: application/json' \\
+  -d '{{"labels": ["red apple", "green apple"]}}'
+curl -s {base}classify -F files=@image.png -F class_set=fruit""",
     "/models": "curl -s {base}models",
     "/metrics": "curl -s {base}metrics",
     "/health/ready": "curl -s {base}health/ready",

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from starlette.responses import JSONResponse
 
 from digpt.errors import (
     CapabilityError,
@@ -61,12 +64,40 @@ class UnknownModelError(RequestError):
     """A model that is not served here."""
 
 
+class UnknownClassSetError(RequestError):
+    """A class set that is not stored here."""
+
+
+class UnauthorizedError(RequestError):
+    """No key, or one that is not known."""
+
+
+class ForbiddenError(RequestError):
+    """A key that is known, for something that takes another one."""
+
+
+class ConflictError(RequestError):
+    """Something that the server's state does not allow; the sentence says what to change first."""
+
+
+class NoPassportError(RequestError):
+    """A model that came without a passport."""
+
+
 class QueueFullError(RequestError):
     """More work waiting than the queue may hold, or more bytes than the server."""
 
 
 class NotReadyError(RequestError):
-    """A model that has not proved yet that it answers as it should."""
+    """A model that has not proved yet that it answers as it should, or has ceased to answer."""
+
+
+class DrainingError(NotReadyError):
+    """A server that is about to stop; the connection ends with the answer."""
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.close = True
 
 
 class DeadlineError(RequestError):
@@ -76,7 +107,7 @@ class DeadlineError(RequestError):
 class ItemError(RequestError):
     """The error of the first item, when no item of a request can be answered."""
 
-    def __init__(self, cause: InputError, *, param: str, index: int) -> None:
+    def __init__(self, cause: Exception, *, param: str, index: int) -> None:
         super().__init__(str(cause), param=param, index=index)
         self.cause = cause
 
@@ -89,7 +120,12 @@ class InferenceError(DigptError):
 STATUSES: dict[type[BaseException], tuple[int, str]] = {
     BadBodyError: (400, "unparsable_body"),
     BodyTimeoutError: (400, "body_timeout"),
+    UnauthorizedError: (401, "invalid_api_key"),
+    ForbiddenError: (403, "admin_key_required"),
     UnknownModelError: (404, "model_not_found"),
+    UnknownClassSetError: (404, "class_set_not_found"),
+    ConflictError: (409, "conflict"),
+    NoPassportError: (404, "passport_not_found"),
     BodyTooLargeError: (413, "request_too_large"),
     ImageTooLargeError: (413, "image_too_large"),
     UnsupportedContentTypeError: (415, "unsupported_content_type"),
@@ -100,6 +136,7 @@ STATUSES: dict[type[BaseException], tuple[int, str]] = {
     InputError: (422, "invalid_input"),
     QueueFullError: (429, "queue_full"),
     NotReadyError: (503, "not_ready"),
+    DrainingError: (503, "draining"),
     DeadlineError: (504, "deadline_exceeded"),
     Exception: (500, "internal_error"),
 }
@@ -133,7 +170,8 @@ class Problem:
 
     def headers(self) -> dict[str, str]:
         retry = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return {**retry, "Connection": "close"} if self.close else retry
+        key = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return {**retry, **key, **({"Connection": "close"} if self.close else {})}
 
 
 def problem(error: BaseException, *, param: str | None = None, index: int | None = None) -> Problem:
@@ -156,3 +194,8 @@ def problem(error: BaseException, *, param: str | None = None, index: int | None
             error.close,
         )
     return Problem(status, message, code, param, index)
+
+
+def response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The answer that says so."""
+    return JSONResponse({"error": found.body()}, found.status, {**(headers or {}), **found.headers()})

@@ -7,7 +7,6 @@ import base64
 import binascii
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 
@@ -16,14 +15,30 @@ from digpt.errors import InputError
 from digpt.preprocess import decode
 from serve.errors import RequestError
 
+NOT_DECODED = InputError("The image was not decoded.")
+NOT_FETCHED = "Images by URL are not fetched here; send the image itself as base64."
+Image = str | bytes | InputError  # base64 or a data URI, a file, or why an image by URL was not fetched
+
 
 async def decode_all(
-    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[str | bytes], *, preprocessed: bool
-) -> list[np.ndarray | InputError]:
-    """Decode each image to uint8 ``[H,W,3]``, or return its error in its place. Cancelling drops those not begun."""
+    pool: ThreadPoolExecutor, engine: Engine, images: Sequence[Image], *, preprocessed: bool, at_once: int
+) -> list[np.ndarray | Exception]:
+    """Decode each image to uint8 ``[H,W,3]``, or return its error in its place. Cancelling drops those not begun.
+
+    A request has no more than ``at_once`` images in the pool, which takes them in order: many images of one request
+    do not hold up a single one of another.
+    """
     loop = asyncio.get_running_loop()
-    one = partial(_decode_or_error, engine, preprocessed)
-    return list(await asyncio.gather(*(loop.run_in_executor(pool, one, image) for image in images)))
+    decoded: list[np.ndarray | Exception] = [NOT_DECODED] * len(images)
+    todo = iter(list(enumerate(images)))
+
+    async def lane() -> None:
+        for index, image in todo:
+            decoded[index] = await loop.run_in_executor(pool, _decode_or_error, engine, preprocessed, image)
+
+    lanes = min(at_once, len(images))
+    await (lane() if lanes == 1 else asyncio.gather(*(lane() for _ in range(lanes))))
+    return decoded
 
 
 def image_bytes(image: str | bytes) -> bytes:
@@ -37,7 +52,7 @@ def image_bytes(image: str | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
     if image.startswith(("http://", "https://")):
-        raise RequestError("Images by URL are not fetched here; send the image itself as base64.")
+        raise RequestError(NOT_FETCHED)
     head, comma, content = image.partition(",") if image.startswith("data:") else ("", "", image)
     if head and (not comma or not head.endswith(";base64")):
         raise RequestError("The data URI must look like 'data:image/png;base64,...'.")
@@ -66,7 +81,9 @@ def decode_one(engine: Engine, image: str | bytes, *, preprocessed: bool = False
     return np.asarray(picture)
 
 
-def _decode_or_error(engine: Engine, preprocessed: bool, image: str | bytes) -> np.ndarray | InputError:
+def _decode_or_error(engine: Engine, preprocessed: bool, image: Image) -> np.ndarray | InputError:
+    if isinstance(image, InputError):
+        return image
     try:
         return decode_one(engine, image, preprocessed=preprocessed)
     except InputError as error:

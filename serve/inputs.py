@@ -7,12 +7,13 @@ parameter gives way to the same field in the body.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
@@ -22,11 +23,13 @@ from starlette.requests import Request
 from digpt.errors import near_misses
 from serve.body import Budget, LimitedBody
 from serve.errors import BadBodyError, RequestError, SchemaError, UnsupportedContentTypeError
+from serve.images import Image
 from serve.limits import check_counts
 from serve.schemas import InferenceRequest
 from serve.settings import Settings
 
 R = TypeVar("R", bound=InferenceRequest)
+M = TypeVar("M", bound=BaseModel)
 
 FILES = "files"
 FORMS = "send JSON, multipart/form-data with the field 'files', or one image as the whole body with its image/* type"
@@ -38,10 +41,10 @@ SHOWN = 80  # characters of a name that a message repeats
 
 @dataclass(frozen=True)
 class Inputs(Generic[R]):
-    """A validated request; ``images`` are base64 strings or bytes, ``param`` what their errors call them."""
+    """A validated request; ``images`` are as ``serve.images`` takes them, ``param`` what their errors call them."""
 
     request: R
-    images: list[str | bytes] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
     param: str = "images"
     count: int = 0
     """How many images there were, also after ``drop``."""
@@ -70,9 +73,37 @@ async def read_inputs(request: Request, schema: type[R], settings: Settings, bud
         if isinstance(error, RequestError):
             error.close = not body.complete
         raise
-    images: list[str | bytes] = [*(found.images or []), *files]
+    images: list[Image] = [*(found.images or []), *files]
     found.images = None
     return Inputs(found, images, param, len(images), body.release)
+
+
+@asynccontextmanager
+async def read_json(request: Request, schema: type[M], settings: Settings, budget: Budget) -> AsyncIterator[M]:
+    """Read and validate a request that has only one form, JSON; it counts in ``budget`` until the block ends.
+
+    Raises:
+        RequestError: its subclass says how the body is wrong.
+        ClientDisconnect: nobody is there any more.
+    """
+    body = LimitedBody(request, settings, budget)
+    try:
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedContentTypeError(f"Content-Type {kind[:SHOWN]!r} is not understood: send JSON.")
+        parse = partial(_from_json, schema, {}, await Request(request.scope, body.receive).body(), settings)
+        found = await asyncio.to_thread(parse)
+    except BaseException as error:
+        body.release()
+        if isinstance(error, Exception):
+            await body.discard()
+        if isinstance(error, RequestError):
+            error.close = not body.complete
+        raise
+    try:
+        yield found
+    finally:
+        body.release()
 
 
 async def _read(request: Request, schema: type[R], settings: Settings) -> tuple[R, list[bytes], str]:
@@ -93,7 +124,7 @@ async def _read(request: Request, schema: type[R], settings: Settings) -> tuple[
     raise UnsupportedContentTypeError(f"Content-Type {kind[:SHOWN]!r} is not understood: {FORMS}.")
 
 
-def _from_json(schema: type[R], query: dict[str, Any], body: bytes, settings: Settings) -> R:
+def _from_json(schema: type[M], query: dict[str, Any], body: bytes, settings: Settings) -> M:
     value = _parse_json(body)
     return _validate(schema, {**query, **value} if isinstance(value, dict) else value, 0, settings)
 
@@ -179,13 +210,13 @@ def _typed(annotation: Any, value: str) -> Any:
     return value
 
 
-def _validate(schema: type[R], value: Any, files: int, settings: Settings) -> R:
+def _validate(schema: type[M], value: Any, files: int, settings: Settings) -> M:
     """Validate a parsed body that ``files`` images came with; what is cheap to see is looked at first."""
     if isinstance(value, dict):
         unknown = next((name for name in value if name not in schema.model_fields), None)
         if unknown is not None:
             name = unknown[:SHOWN]
-            known = [*schema.model_fields, FILES]
+            known = [*schema.model_fields, *([FILES] if issubclass(schema, InferenceRequest) else [])]
             raise SchemaError(f"There is no field {name!r} here.{near_misses(name, known)}", param=name)
         check_counts(value, files, settings)
     try:

@@ -19,7 +19,9 @@ def check_counts(body: Mapping[str, Any], files: int, settings: Settings) -> Non
         SchemaError: too many images and texts, labels, or prompts made of them.
     """
     counts = {name: len(given) for name, given in body.items() if isinstance(given, list)}
-    items = files + counts.get("images", 0) + counts.get("texts", 0)
+    if counts.get("input") and not isinstance(body["input"][0], str):
+        del counts["input"]  # tokens, which are refused as what they are
+    items = files + counts.get("images", 0) + counts.get("texts", 0) + counts.get("input", 0)
     labels, templates = counts.get("labels", 0), counts.get("templates", 0)
     if items > settings.max_items:
         raise SchemaError(f"{items} items in one request, at most {settings.max_items} are allowed; send several.")

@@ -9,7 +9,7 @@ Who calls what (``metrics`` is ``service.metrics``; every method is safe to call
 - ``item_failed(model, code)``: once per item that is answered with an error of its own.
 - ``queue_left(model, seconds)``: once per request, with the time from its decoded images to the start of its batch.
 - ``batch_computed(model, images=, texts=, seconds=)``: where the backend is called, once per call that succeeded: in a
-  batcher once per batch (each half of a bisected one), never once per request.
+  batcher once per batch (``Service`` is told of each), never once per request.
 
 Labels are bounded: models are those served (anything else is ""), endpoints are routes (anything else is "other"),
 codes are those of errors.py. docs/observability.md says what every metric means.

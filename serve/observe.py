@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.documents import errors
 from serve.logs import FIELDS, choose_id, request_id
 from serve.metrics import Metrics
 
@@ -143,11 +143,21 @@ def line(scope: Scope, seen: Observation, seconds: float, trace_id: str | None) 
     return fields
 
 
+TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
 def metrics_router(metrics: Metrics) -> APIRouter:
     """``GET /metrics``."""
     router = APIRouter(tags=["status"])
 
-    @router.get("/metrics", summary="Counts and times for Prometheus", response_class=PlainTextResponse)
+    @router.get(
+        "/metrics",
+        summary="Counts and times for Prometheus",
+        response_class=Response,
+        responses={**TEXT, **errors(401)},
+    )
     def exposition(request: Request) -> Response:
         content, content_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": content_type})

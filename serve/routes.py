@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
+from digpt.passport import read_passport
+from digpt.report import policy
 from serve import answers
-from serve.errors import NotReadyError
+from serve.connection import accepted, while_connected
+from serve.documents import CLIENT_GONE, errors
+from serve.errors import NoPassportError, NotReadyError
+from serve.fetched import fetched
 from serve.inputs import FILES, Inputs, read_inputs
 from serve.schemas import (
+    AbsentCard,
     ClassifyRequest,
     ClassifyResponse,
     EmbedRequest,
     EmbedResponse,
-    ErrorResponse,
     Health,
     InferenceRequest,
     Limits,
@@ -30,16 +36,18 @@ from serve.settings import Settings
 
 R = TypeVar("R", bound=InferenceRequest)
 
-CLIENT_GONE = 499  # nginx's number; nobody is there to read it
-STATUS_TEXTS: dict[int | str, str] = {
-    400: "The body cannot be parsed, or did not arrive in time.",
-    404: "No such model.",
-    413: "Too many bytes, or an image of too many pixels.",
-    415: "Bytes that match no allowed image format, or a body of another kind.",
-    422: "The request breaks the schema, holds nothing, or an image that cannot be decoded.",
-    429: "Too much is waiting; Retry-After says when to try again.",
-    503: "Not ready, or about to stop.",
-    504: "No answer in time.",
+INLINE_VALUES = 4096  # numbers of an answer written on the event loop: less than 1 ms
+PAGE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A self-contained page.", "content": {"text/html": {"schema": {"type": "string"}}}}
+}
+# A passport is a file that came with a model: whatever it holds, it runs no script but a report's own, in an origin of
+# its own, reaches nothing, and is shown in no other site's frame.
+PASSPORT_HEADERS = {
+    "Content-Security-Policy": f"{policy()}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
+    "sandbox allow-scripts",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
 }
 
 
@@ -49,11 +57,11 @@ def inference_router(service: Service) -> APIRouter:
 
     @router.post("/embed", summary="Embed images and texts", **_described(EmbedRequest, EmbedResponse))
     async def embed(request: Request) -> Response:
-        return await _answer(service, request, EmbedRequest, answers.embed)
+        return await _answer(service, request, EmbedRequest, fetched(answers.embed))
 
     @router.post("/classify", summary="Classify images", **_described(ClassifyRequest, ClassifyResponse))
     async def classify(request: Request) -> Response:
-        return await _answer(service, request, ClassifyRequest, answers.classify)
+        return await _answer(service, request, ClassifyRequest, fetched(answers.classify))
 
     return router
 
@@ -61,31 +69,60 @@ def inference_router(service: Service) -> APIRouter:
 def status_router(service: Service) -> APIRouter:
     """Models and health."""
     router = APIRouter(tags=["status"])
-    unknown: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse, "description": STATUS_TEXTS[status]} for status in (404, 422)
-    }
-    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": STATUS_TEXTS[503]}}
 
-    @router.get("/models", summary="List the served models", response_model=ModelList)
+    @router.get("/models", summary="List the served models", response_model=ModelList, responses=errors(401))
     async def models() -> ModelList:
-        return ModelList(data=[card(model, service.settings) for model in service.models.values()])
+        return ModelList(
+            data=[card(model, service.settings) for model in service.models.values()],
+            available=[
+                AbsentCard(id=model.name, state=model.state, detail=model.detail) for model in service.absent.values()
+            ],
+        )
 
-    @router.get("/models/{name}", summary="Describe one model", response_model=ModelCard, responses=unknown)
+    @router.get(
+        "/models/{name}", summary="Describe one model", response_model=ModelCard, responses=errors(401, 404, 422, 503)
+    )
     async def model(name: str) -> ModelCard:
         found = service.model(name)
         labels = found.engine.info.choices
         return card(found, service.settings).model_copy(update={"labels": None if labels is None else list(labels)})
 
+    @router.get(
+        "/models/{name}/card",
+        summary="The passport of one model, a page for people",
+        response_class=Response,
+        responses={**PAGE, **errors(401, 404, 422, 503)},
+    )
+    def passport(name: str) -> HTMLResponse:
+        info = service.model(name).engine.info
+        page = read_passport(info.spec, info.fingerprint)
+        if page is None:
+            raise NoPassportError(f"{name} came without a passport; python -m export.card --html makes one.")
+        return HTMLResponse(page, headers=PASSPORT_HEADERS)
+
     @router.head("/health/live", include_in_schema=False)
     @router.get(
-        "/health/live", summary="Does the process answer?", response_model=Health, response_model_exclude_none=True
+        "/health/live",
+        summary="Does the process answer, and may it yet get ready?",
+        response_model=Health,
+        response_model_exclude_none=True,
+        responses=errors(503),
     )
     async def live() -> Health:
+        hopeless = [f"{model.name}: {model.detail}" for model in service.models.values() if model.watchdog.hopeless]
+        if hopeless:
+            raise NotReadyError(f"Only a new process helps: {'; '.join(hopeless)}.")
         return Health(status="live")
 
     @router.head("/health/ready", include_in_schema=False)
-    @router.get("/health/ready", summary="Has every model proved itself?", response_model=Health, responses=not_ready)
+    @router.get(
+        "/health/ready",
+        summary="Has every model proved itself, and does it answer?",
+        response_model=Health,
+        responses=errors(503),
+    )
     async def ready() -> Health:
+        service.require_open()
         waiting = [f"{model.name}: {model.detail}" for model in service.models.values() if model.state != "ready"]
         if waiting:
             raise NotReadyError(f"Not ready: {'; '.join(waiting)}.", retry_after=1)
@@ -126,27 +163,23 @@ async def _answer(
     schema: type[R],
     answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
 ) -> Response:
-    try:
-        inputs = await read_inputs(request, schema, service.settings, service.bodies)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE)
-    working = asyncio.ensure_future(answer(service, inputs))
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+    async with accepted(service, request):
+        try:
+            inputs = await read_inputs(request, schema, service.settings, service.bodies)
+            try:
+                found = await while_connected(request, answer(service, inputs))
+                return await written(found)
+            finally:
+                inputs.drop()
+        except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        content = await asyncio.to_thread(to_json, working.result())  # numbers become text off the event loop
-    finally:
-        working.cancel()
-        gone.cancel()
-        inputs.drop()
+
+
+async def written(answer: dict[str, Any]) -> Response:
+    """An answer as JSON, written off the event loop if it is large."""
+    values = sum(len(value) for entry in answer["data"] for value in entry.values() if isinstance(value, list))
+    content = await answers.aside(partial(to_json, answer), values > INLINE_VALUES)
     return Response(content, media_type="application/json")
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _described(request: type[InferenceRequest], response: type[Any]) -> dict[str, Any]:
@@ -159,7 +192,7 @@ def _described(request: type[InferenceRequest], response: type[Any]) -> dict[str
         "response_class": Response,
         "responses": {
             200: {"model": response, "description": "Some or all items succeeded; those that did not say why."},
-            **{status: {"model": ErrorResponse, "description": text} for status, text in STATUS_TEXTS.items()},
+            **errors(400, 401, 404, 409, 413, 415, 422, 429, 503, 504),
         },
         "openapi_extra": {
             "requestBody": {

@@ -32,8 +32,10 @@ class EmbedRequest(InferenceRequest):
     model_config = ConfigDict(json_schema_extra={"examples": [{"images": [PIXEL], "texts": ["a red square"]}]})
 
     texts: Texts = Field(None, description="Texts, answered after the images.")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="`base64`: little-endian float32, a quarter of the size."
+    encoding_format: Literal["float", "base64", "int8"] = Field(
+        "float",
+        description="`base64`: little-endian float32, a quarter of the size. `int8`: whole numbers from -127 to 127, "
+        "as byte vectors of vector databases want them; times `scale` they are the embedding again.",
     )
     normalize: bool = Field(True, description="Scale each embedding to length 1.")
 
@@ -46,6 +48,9 @@ class ClassifyRequest(InferenceRequest):
     )
 
     labels: Texts = Field(None, min_length=1, description="Names to choose from; without them the model's own.")
+    class_set: str | None = Field(
+        None, max_length=64, description="Name of a stored class set, instead of `labels` and `templates`."
+    )
     templates: Texts = Field(
         None, min_length=1, description="Sentences with `{}` for the label; without them the model's own."
     )
@@ -65,10 +70,15 @@ class ClassifyRequest(InferenceRequest):
     @field_validator("templates")
     @classmethod
     def _has_a_place(cls, templates: list[str] | None) -> list[str] | None:
-        for template in templates or []:
-            if "{}" not in template:
-                raise ValueError(f"template {template[:80]!r} has no {{}} to put the label into")
-        return templates
+        return with_places(templates)
+
+
+def with_places(templates: list[str] | None) -> list[str] | None:
+    """Return ``templates`` if each has a place for the label; ValueError otherwise."""
+    for template in templates or []:
+        if "{}" not in template:
+            raise ValueError(f"template {template[:80]!r} has no {{}} to put the label into")
+    return templates
 
 
 class ErrorDetail(BaseModel):
@@ -104,11 +114,12 @@ class Timings(BaseModel):
 
 
 class Embedding(BaseModel):
-    """One input's embedding or its error."""
+    """One input's embedding or its error; ``scale`` stands beside whole numbers (``encoding_format`` "int8")."""
 
     index: int
     type: Literal["image", "text"]
-    embedding: list[float] | str | None = None
+    embedding: list[int] | list[float] | str | None = None
+    scale: float | None = None
     error: ErrorDetail | None = None
 
 
@@ -164,7 +175,7 @@ class ModelCard(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    state: Literal["starting", "ready", "failed"]
+    state: Literal["starting", "ready", "failed", "stalled"]
     detail: str
     fingerprint: str
     backend: str
@@ -185,11 +196,21 @@ class ModelCard(BaseModel):
     labels: list[str] | None = None
 
 
+class AbsentCard(BaseModel):
+    """A model that an administrator may load, and how far that is."""
+
+    id: str
+    object: Literal["model"] = "model"
+    state: Literal["unloaded", "loading", "unloading", "failed", "stalled", "ready"]
+    detail: str
+
+
 class ModelList(BaseModel):
-    """The served models; the first is the default."""
+    """The served models, the first being the default; ``available`` are those that may be loaded and are not."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    available: list[AbsentCard]
 
 
 class Health(BaseModel):

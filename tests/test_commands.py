@@ -45,12 +45,20 @@ COMMANDS = {
     "evaluate.recompute": {"--json"},
     "export": {"--to", "--output", "--image-size"},
     "export.gpu_check": {"--parity-images", "--json"},
-    "export.card": {"--results", "--license", "--output"},
+    "export.card": {"--results", "--license", "--output", "--html", "--drift"},
     "export.push": set(),
-    "serve": {"--model", "--host", "--port", "--image-size"},
+    "serve": {"--model", "--host", "--port", "--image-size", "--available", "--keys-file", "--class-sets-dir"}
+    | {"--allow-url-host", "--cors-origin"},
+    "serve.offline": {"--model", "--backend", "--threads", "--batch-size", "--decode-workers", "--overwrite", "--json"}
+    | {"--part-rows", "--column", "--ray", "--device", "--image-size"},
+    "serve.ray": {"--model", "--host", "--port", "--replicas", "--image-size"},
     "app": {"--model", "--host", "--port", "--search-dir"},
     "benchmarks.train_step": {"--threads", "--precision", "--batch", "--rounds"},
     "benchmarks.loader": set(),
+    "benchmarks.offline": {"--model", "--images", "--rounds", "--threads", "--json"},
+    "benchmarks.serve": {"--model", "--parts", "--seconds", "--json"},
+    "benchmarks.engines": {"--engines", "--threads", "--parity-images", "--rounds", "--json"},
+    "benchmarks.class_set_cost": {"--model", "--labels"},
     "benchmarks.matmul": {"--shape", "--threads", "--json"},
 }
 PAGES = sorted(
@@ -76,9 +84,9 @@ def flags_of(module: str) -> frozenset[str]:
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
-    """(where, module, arguments) of every ``python -m`` of ours in pages, docstrings, Makefile and Dockerfile."""
+    """(where, module, arguments) of every ``python -m`` of ours in pages, docstrings, build and deployment files."""
     ours = {command.split(".")[0] for command in COMMANDS}
-    build = [ROOT / "Makefile", ROOT / "Dockerfile"]
+    build = [ROOT / name for name in ("Makefile", "Dockerfile", "compose.yaml", "deploy/kubernetes.yaml")]
     sources = [*PAGES, *build, *(path for package in sorted(ours) for path in sorted((ROOT / package).rglob("*.py")))]
     for path in sources:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")

@@ -17,10 +17,11 @@ from markupsafe import Markup
 
 from digpt.charts import Series, color, element, line_chart, number, percent, split_bar
 from digpt.errors import ConfigError, DigptError
+from digpt.lineage import duration, text_of
 from digpt.report import Cell, Column, cards, document, header, section, table, write_page
 from train.record import Curve, Run, read_run
 from train.record import number as number_of
-from train.report_run import MOST_CHARTS, baseline_note, duration, kind_of, lineage, run_page, text_of, title_of
+from train.report_run import MOST_CHARTS, baseline_note, kind_of, lineage, run_page, title_of
 
 ABSENT = "not set"
 PAGE = "report.html"

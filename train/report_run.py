@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
@@ -25,6 +23,7 @@ from digpt.charts import (
     short,
     split_bar,
 )
+from digpt.lineage import duration, text_of, tree
 from digpt.report import Cell, Column, Tile, cards, columns, document, header, notice, section, table, tiles
 from train.record import Curve, Event, Run
 from train.record import number as as_number
@@ -52,7 +51,6 @@ FRACTION = re.compile(r"(^|_)(top\d+|knn|acc|accuracy|probe|utilisation|miou|mac
 SPEED = ("images_per_second", "utilisation")
 MOST_CHARTS = 60  # of keys this module does not know
 MOST_MARKS = 50  # events drawn into the charts
-MOST_PARENTS = 100  # links of the lineage
 
 
 def run_page(run: Run) -> str:
@@ -252,24 +250,6 @@ def _configuration(run: Run) -> Markup:
     return columns(*(table(head, rows) for head, rows in zip(heads, groups.values(), strict=True)))
 
 
-def text_of(value: Any) -> str:
-    """A value as JSON would show it, strings bare, cut when long."""
-    if isinstance(value, str):
-        shown = value
-    else:
-        try:
-            shown = json.dumps(value, ensure_ascii=False, default=str)
-        except (ValueError, RecursionError):  # a checkpoint may hold a circle
-            shown = type(value).__name__
-    return shown if len(shown) <= 300 else f"{shown[:300]} … ({len(shown):,} characters)"
-
-
-def duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "unknown"
-    return f"{int(seconds) // 3600:,}:{int(seconds) % 3600 // 60:02d}:{int(seconds) % 60:02d}"
-
-
 # ------------------------------------------------------------------------------------------------------- lineage
 
 
@@ -282,30 +262,8 @@ def lineage(run: Run, name: str) -> Markup:
             value = run.provenance.get(key)
             entries = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
             rows += [[name, text_of(entry)] for name, entry in entries.items() if entry is not None]
-        tree = element("ul", _link(top, [MOST_PARENTS], 0), class_="tree")
-        return tree + table([Column("record"), Column("value")], rows)
+        return tree(top) + table([Column("record"), Column("value")], rows)
     inputs: list[list[Cell]] = [
         [k.removesuffix(" fingerprint"), text_of(v)] for k, v in run.config.items() if k.endswith(" fingerprint")
     ]
     return table([Column("input"), Column("fingerprint")], inputs)
-
-
-def _link(link: Mapping[str, Any], budget: list[int], depth: int) -> Markup:
-    """One model and, below it, those it was made with. ``budget`` ends circles, which a foreign file may hold."""
-    budget[0] -= 1
-    parents = link.get("parents")
-    below: list[Markup] = []
-    for parent in parents if isinstance(parents, list) else []:
-        if isinstance(parent, dict) and budget[0] > 0 and depth < 12:
-            below.append(_link(parent, budget, depth + 1))
-    figures = link.get("figures")
-    said = [text_of(link[key]) for key in ("command",) if link.get(key)]
-    said += [f"{text_of(link['steps'])} steps"] if link.get("steps") is not None else []
-    seconds = as_number(link.get("seconds"))
-    said += [duration(seconds)] if seconds is not None else []
-    said += [f"{name} {text_of(value)}" for name, value in figures.items()] if isinstance(figures, dict) else []
-    said += [f"commit {text_of(link['commit'])}"] if link.get("commit") else []
-    name = element("b", text_of(link.get("role", "parent")))
-    mark = element("code", text_of(link["fingerprint"])) if link.get("fingerprint") else None
-    about = element("div", " · ".join(said), class_="soft")
-    return element("li", name, " ", mark, about, element("ul", *below) if below else None)

@@ -96,6 +96,7 @@ ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None, str], Runtime]] = {
     "onnx-int8": _load_onnx,
     "openvino": _load_openvino,
     "openvino-bf16": _load_openvino,
+    "openvino-int8": _load_openvino,
     "aoti": _load_aoti,
     "tensorrt": _load_tensorrt,
     "tensorrt-fp16": _load_tensorrt,

@@ -169,6 +169,14 @@ def no_abstain(info: RuntimeInfo) -> CapabilityError:
     )
 
 
+def no_multi_label(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request for independent scores to a model that was not trained for them."""
+    return CapabilityError(
+        f"{info.name} has no learned logit bias, so it cannot give independent (multi-label) scores; "
+        "models that can: those trained with a sigmoid loss, such as open_clip:ViT-B-16-SigLIP/webli."
+    )
+
+
 def no_patch_tokens(info: RuntimeInfo) -> CapabilityError:
     """The error of a request for patch tokens to an engine that does not give them."""
     return CapabilityError(

@@ -1,4 +1,4 @@
-"""Runs exported ONNX files with OpenVINO on the CPU, in float32 or bfloat16; no torch in the process.
+"""Runs exported ONNX files with OpenVINO on the CPU, in float32, bfloat16 or int8; no torch in the process.
 
 The precision is asked for by a hint, which OpenVINO may ignore; what it compiled is read back and must be the same.
 """
@@ -16,15 +16,19 @@ from digpt.runtime.artifact import Artifact
 from digpt.runtime.graph import IDENTITY_KEY, Graph, GraphRuntime
 
 DEVICE = "CPU"
-HINTS = {"fp32": "f32", "bf16": "bf16"}  # a precision of ours -> OpenVINO's name of it
+# A precision of ours -> OpenVINO's hint (int8 is in the file, the hint is for the rest), and what it says it executes.
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+EXECUTED = {"fp32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}  # int8: signed or not, as the CPU does it
 PRODUCTS = ("FullyConnected", "Convolution", "MatMul")  # the layers whose precision is the engine's
 
 
 class OpenvinoRuntime(GraphRuntime):
-    """The ``openvino`` (float32) or ``openvino-bf16`` engine of an artifact directory."""
+    """The ``openvino`` (float32), ``openvino-bf16`` or ``openvino-int8`` engine of an artifact directory."""
 
     def _open(self, artifact: Artifact, path: Path, threads: int) -> Graph:
         precision = artifact.engine["precision"]
+        if precision == "int8" and path == artifact.text:
+            precision = "fp32"  # of int8 engines too
         if precision == "bf16" and not supports_bf16():
             raise BackendError(
                 f"{artifact.backend} needs a CPU with bfloat16 instructions; use --backend openvino here."
@@ -41,7 +45,7 @@ class OpenvinoRuntime(GraphRuntime):
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot load {path}: {_reason(error)}") from error
         executed = executed_precisions(compiled)
-        if HINTS[precision] not in executed or (precision == "fp32" and len(executed) > 1):
+        if not EXECUTED[precision] & set(executed) or (precision == "fp32" and len(executed) > 1):
             raise BackendError(
                 f"OpenVINO computes {path} in {' and '.join(executed) or 'no known precision'}, but {artifact.backend} "
                 f"is {precision}: use another engine of this artifact."

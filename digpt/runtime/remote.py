@@ -94,7 +94,7 @@ class RemoteRuntime:
     ) -> None:
         self._address, name = split_url(spec)
         self._patience_s, self._answer_s = patience_s, answer_s
-        self._client: httpx.Client | None = _client(self._address, key or os.environ.get(KEY_VARIABLE), answer_s)
+        self._client: httpx.Client | None = http_client(self._address, key or os.environ.get(KEY_VARIABLE), answer_s)
         self.golden: Golden | None = None  # the server compares itself with its own before it is ready
         try:
             card = self._card(name)
@@ -206,10 +206,10 @@ class RemoteRuntime:
             answer = self._send(method, self._address + path, content)
             if answer.status_code not in BUSY:
                 return self._content(answer)
-            wait = _retry_after(answer)
+            wait = retry_after(answer)
             if time.monotonic() + wait > until:
                 raise BackendError(
-                    f"{self._address} took no request within {self._patience_s:g} s: {_error(answer)['message']}"
+                    f"{self._address} took no request within {self._patience_s:g} s: {error_of(answer)['message']}"
                 )
             time.sleep(wait)
 
@@ -240,7 +240,7 @@ class RemoteRuntime:
             if isinstance(found, dict):
                 return found
             raise BackendError(f"{self._address} does not answer as a digpt server does; is the address right?")
-        error = _error(answer)
+        error = error_of(answer)
         said = f"{self._address} answers {answer.status_code}: {error['message']}"
         if answer.status_code == TOO_SLOW:
             raise _TooSlowError(said)
@@ -292,7 +292,13 @@ def png(crop: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _client(address: str, key: str | None, answer_s: float) -> httpx.Client:
+def http_client(address: str, key: str | None, answer_s: float) -> httpx.Client:
+    """Connections to a server, which show it ``key``.
+
+    Raises:
+        BackendError: no header can hold that key.
+        MissingDependencyError: httpx is not installed.
+    """
     try:
         import httpx
     except ImportError as error:
@@ -331,16 +337,16 @@ def _info(spec: str, card: Mapping[str, Any], threads: int | None) -> RuntimeInf
     )
 
 
-def _error(answer: httpx.Response) -> dict[str, Any]:
-    """``message`` and ``code`` of an answer that is an error, whoever wrote it."""
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """``message`` and ``code`` of an answer that is an error, whoever wrote it, and what else it says."""
     try:
         error = answer.json()["error"]
-        return {"message": str(error["message"]), "code": error["code"]}
+        return {**error, "message": str(error["message"]), "code": error["code"]}
     except (ValueError, KeyError, TypeError):
         return {"message": answer.reason_phrase or "an error without a reason", "code": None}
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def retry_after(answer: httpx.Response) -> float:
     """Seconds that the server asks to wait; 1 where it does not say, or says a date."""
     given = answer.headers.get("Retry-After", "")
     return min(float(given), LONGEST_WAIT_S) if given.isascii() and given.isdigit() else 1.0

@@ -15,14 +15,14 @@ BUDGET_S = 0.5  # for each engine and batch size; slow engines get fewer rounds
 Compute = Callable[[np.ndarray], np.ndarray]
 
 
-def take_turns(computes: Mapping[str, Compute], batch: np.ndarray) -> dict[str, float]:
-    """Median milliseconds that each of ``computes`` takes for ``batch``; a first round warms up."""
+def take_turns(computes: Mapping[str, Compute], batch: np.ndarray, least: int = MIN_ROUNDS) -> dict[str, float]:
+    """Median milliseconds of ``least`` rounds and more that each of ``computes`` takes for ``batch``, once warm."""
     times: dict[str, list[float]] = {name: [] for name in computes}
     for compute in computes.values():
         compute(batch)
     started = time.perf_counter()
-    for done in range(ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() - started > BUDGET_S * len(computes):
+    for done in range(max(ROUNDS, least)):
+        if done >= least and time.perf_counter() - started > BUDGET_S * len(computes):
             break
         for name, compute in computes.items():
             before = time.perf_counter()
@@ -31,11 +31,13 @@ def take_turns(computes: Mapping[str, Compute], batch: np.ndarray) -> dict[str, 
     return {name: round(1000 * float(np.median(values)), 3) for name, values in times.items()}
 
 
-def time_engines(computes: Mapping[str, Compute], crops: np.ndarray) -> dict[str, dict[str, float]]:
+def time_engines(
+    computes: Mapping[str, Compute], crops: np.ndarray, least: int = MIN_ROUNDS
+) -> dict[str, dict[str, float]]:
     """``{name: {"batch_1_ms": ..., "batch_16_ms": ...}}`` for crops uint8 ``[n,H,W,3]``, repeated where too few."""
     found: dict[str, dict[str, float]] = {name: {} for name in computes}
     for size in BATCHES:
-        for name, value in take_turns(computes, crops[np.arange(size) % len(crops)]).items():
+        for name, value in take_turns(computes, crops[np.arange(size) % len(crops)], least).items():
             found[name][f"batch_{size}_ms"] = value
     return found
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digpt.engine import Engine, Prediction
+from digpt.engine import Engine
 from digpt.errors import BackendError, CapabilityError, ImageTooLargeError, InputError, UnsupportedFormatError
+from digpt.predictions import Prediction
 from digpt.preprocess import DecodeLimits
 from digpt.runtime.fake import FakeRuntime
 

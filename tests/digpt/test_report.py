@@ -11,10 +11,25 @@ from pathlib import Path
 import pytest
 
 from digpt.charts import Series, element, line_chart
-from digpt.report import Column, Tile, columns, document, header, notice, section, table, tiles, write_page
+from digpt.report import (
+    Column,
+    Shown,
+    Tile,
+    columns,
+    document,
+    header,
+    notice,
+    policy,
+    section,
+    table,
+    tiles,
+    unbroken,
+    verdict,
+    write_page,
+)
 
 EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-VOID = {"meta", "input"}
+VOID = {"meta", "input", "img"}
 
 
 class Outline(HTMLParser):
@@ -57,9 +72,13 @@ def full_page(word: str = "word") -> str:
         word,
         header(word, eyebrow=word, state="finished", lines=[word]),
         notice(word),
+        verdict(word, word, good=None),
+        unbroken(word),
         tiles([Tile(word, word, word)]),
         section(word, line_chart(word, [Series(word, [1, 2], [3, 4])])),
         columns(table([Column(word), Column(word, numeric=True)], [[word, 2.5]], marked=[0], only_marked=word)),
+        table([Column(word)], [[Shown(1.0, word, 0.5)]]),
+        meta={"about": word},
     )
 
 
@@ -99,6 +118,37 @@ def test_marked_rows_alone_can_be_shown() -> None:
     assert table([Column("c")], rows, marked=[1]).count('class="marked"') == 1
     assert 'type="checkbox"' in table([Column("c")], rows, marked=[1], only_marked="differing")
     assert "checkbox" not in table([Column("c")], rows)
+
+
+def test_a_number_in_other_words_is_sorted_by_its_value() -> None:
+    page = table([Column("top-1", True)], [[Shown(0.5, "50 % [40, 60]")], [Shown(1.0, "all", heat=1.0)]])
+    assert '<td data-v="0.5" class="num">50 % [40, 60]</td>' in page
+    assert 'style="background:color-mix(in srgb,var(--bad) 60%,transparent)"' in page and page.count("style=") == 1
+    assert "data-v" not in table([Column("x")], [[Shown(float("nan"), "none")]])
+
+
+def test_a_verdict_is_good_bad_or_neither() -> None:
+    shown = [verdict("It holds.", "why", good=good) for good in (True, False, None)]
+    assert [page.partition(">")[0] for page in shown] == [
+        '<div class="notice verdict good"',
+        '<div class="notice verdict bad"',
+        '<div class="notice verdict"',
+    ]
+    assert "<b>It holds.</b><div>why</div>" in shown[0]
+
+
+def test_on_paper_a_page_is_light_and_whole() -> None:
+    page = full_page()
+    dark = [line for line in page.splitlines() if "prefers-color-scheme:dark" in line]
+    assert dark and all("@media screen and (prefers-color-scheme:dark)" in line for line in dark)
+    paper = page.partition("@media print{")[2].partition("</style>")[0]
+    assert ".scroll{overflow:visible" in paper and "print-color-adjust:exact" in paper
+
+
+def test_what_programs_want_to_know_stands_in_the_head() -> None:
+    page = document("x", meta={"model-fingerprint": 'sha256:"1"'})
+    assert '<meta name="model-fingerprint" content="sha256:&#34;1&#34;">' in page.partition("</head>")[0]
+    assert policy() in page.replace("&#39;", "'")
 
 
 def test_an_empty_section_leaves_no_heading() -> None:

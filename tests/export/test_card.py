@@ -15,7 +15,8 @@ from digpt.results import ModelRef, Result, ResultsDocument, read_results, with_
 from digpt.runtime import load_runtime
 from digpt.sources import BUNDLED, load_model
 from digpt.testing import tiny_checkpoint
-from export.card import card, facts_of, main
+from export.card import card, main
+from export.facts import facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

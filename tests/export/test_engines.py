@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from digpt.engine import Engine
+from digpt.errors import BackendError
 from digpt.runtime import load_runtime
 from digpt.runtime.artifact import SEAL, seal_manifest
 from digpt.runtime.golden import row_cosine
@@ -143,12 +144,37 @@ def test_int8_is_an_engine_of_its_own(int8_artifact: Path, text_spec: str) -> No
     assert set(manifest["files"]) == {"image-int8.onnx", "text.onnx", "golden.npz", "tokenizer.json"}
     engine = manifest["engines"]["onnx-int8"]
     assert (engine["precision"], engine["parity"]["precision"], manifest["precision"]) == ("int8", "int8", "int8")
-    assert engine["calibration"] == {"images": 64, "method": "minmax", "apart_from_parity": True}
+    assert engine["calibration"] == {"images": 64, "method": "percentile 99.99", "apart_from_parity": True}
     live, reference = load_runtime(str(int8_artifact), threads=1), TorchRuntime(load_model(text_spec))
     assert (live.info.backend, live.info.providers[-1]) == ("onnx-int8", "CPUExecutionProvider")
     found, expected = live.embed(crops(16)), reference.embed(crops(16))
     assert row_cosine(found, expected).min() > 0.99 and np.abs(found - expected).max() > 1e-3
     np.testing.assert_allclose(live.embed_texts(["red apple"]), reference.embed_texts(["red apple"]), atol=2e-5)
+
+
+def test_openvino_runs_the_same_int8_file_in_int8(
+    int8_artifact: Path, text_spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(int8_artifact, tmp_path / "copied"))
+    manifest = manifest_of(copied)
+    del manifest[SEAL]
+    seal_manifest(copied, {**manifest, "engines": {"openvino-int8": manifest["engines"]["onnx-int8"]}})
+    live, reference = load_runtime(str(copied), "openvino-int8", threads=1), TorchRuntime(load_model(text_spec))
+    assert live.info.precision == "int8" and live.info.providers[0] in ("CPU f32+u8", "CPU f32+i8", "CPU f32+i8+u8")
+    found, expected = live.embed(crops(16)), reference.embed(crops(16))
+    assert row_cosine(found, expected).min() > 0.99 and np.abs(found - expected).max() > 1e-3
+    np.testing.assert_allclose(live.embed_texts(["red apple"]), reference.embed_texts(["red apple"]), atol=2e-5)
+    monkeypatch.setattr("digpt.runtime.openvino.executed_precisions", lambda compiled: ("f32",))
+    with pytest.raises(BackendError, match="in f32, but openvino-int8 is int8"):
+        load_runtime(str(copied), "openvino-int8")
+
+
+def test_calibration_needs_one_batch_in_memory_and_reads_all() -> None:
+    reader = build_int8._reader(crops(20))
+    assert [len(batch["images"]) for batch in iter(reader.get_next, None)] == [8, 8, 4] and len(reader) == 3
+    reader.set_range(1, 2)
+    np.testing.assert_array_equal(reader.get_next()["images"], crops(20)[8:16])
+    assert reader.get_next() is None
 
 
 def test_weights_are_quantised_per_channel_and_the_ends_are_not(int8_artifact: Path) -> None:

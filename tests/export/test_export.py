@@ -166,8 +166,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     text_spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
-    message = refused(capsys, text_spec, "--to", "tensorrt", "--output", out)
-    assert "--to tensorrt" in message and "available: auto, onnx, onnx-int8, openvino, openvino-bf16, aoti." in message
+    message = refused(capsys, text_spec, "--to", "coreml", "--output", out)
+    assert "--to coreml" in message
+    assert "available: auto, onnx, onnx-int8, openvino, openvino-bf16, openvino-int8, aoti, tensorrt," in message
     assert "Did you mean 'onnx'" in refused(capsys, text_spec, "--to", "onx", "--output", out)
     assert "--threads 0" in refused(capsys, text_spec, "--threads", "0", "--output", out)
     assert "at least 16" in refused(capsys, text_spec, "--parity-images", "3", "--output", out)

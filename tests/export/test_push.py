@@ -10,8 +10,11 @@ import pytest
 
 from digpt.artifact import write_checkpoint
 from digpt.errors import BackendError, CheckpointError, ConfigError
+from digpt.passport import FINGERPRINT_META, PASSPORT_NAME
+from digpt.report import document
 from digpt.runtime import load_runtime
 from digpt.testing import tiny_checkpoint
+from export.card import main as card
 from export.push import main, push
 
 FILES = ["manifest.json", "golden.npz", "image.onnx", "text.onnx", "tokenizer.json"]
@@ -65,6 +68,14 @@ def test_to_a_folder(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert copy.info.fingerprint == original.info.fingerprint
     assert main([str(model), str(folder)]) == 2 and "exists already" in capsys.readouterr().err
     assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
+
+
+def test_a_passport_goes_with_the_model_that_it_is_about(model: Path, tmp_path: Path) -> None:
+    (model / PASSPORT_NAME).write_text(document("another's", meta={FINGERPRINT_META: "sha256:other"}))
+    assert push(model, str(tmp_path / "without")) == [*FILES, "README.md"]
+    assert card([str(model), "--html", str(model / PASSPORT_NAME), "--overwrite"]) == 0
+    assert push(model, str(tmp_path / "with")) == [*FILES, "README.md", PASSPORT_NAME]
+    assert (tmp_path / "with" / PASSPORT_NAME).read_bytes() == (model / PASSPORT_NAME).read_bytes()
 
 
 def test_a_checkpoint_goes_without_the_rest_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

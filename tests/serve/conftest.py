@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,6 +20,8 @@ from digpt.engine import Engine
 from digpt.preprocess import DecodeLimits
 from digpt.runtime.fake import FakeRuntime
 from serve import Settings, create_app
+from serve.keys import Keys
+from serve.registry import Loader
 from serve.service import Service
 
 
@@ -63,9 +66,17 @@ def serving() -> Iterator[Callable[..., Client]]:
     """Start a server: ``serving(engine, deadline_s=1)``, or ``serving({"a": engine, "b": other}, wait=False)``."""
     with ExitStack() as stack:
 
-        def start(engines: Engine | Mapping[str, Engine], *, wait: bool = True, **settings: float) -> Client:
+        def start(
+            engines: Engine | Mapping[str, Engine],
+            *,
+            wait: bool = True,
+            keys: Keys | None = None,
+            available: Mapping[str, Loader] | None = None,
+            **settings: Any,
+        ) -> Client:
             named = {"fake": engines} if isinstance(engines, Engine) else engines
-            client = stack.enter_context(running(create_app(named, Settings(**settings))))
+            app = create_app(named, Settings(**settings), keys=keys, available=available)
+            client = stack.enter_context(running(app))
             return wait_ready(client) if wait else client
 
         yield start

@@ -18,11 +18,22 @@ from serve import Settings, create_app
 from serve.cli import ServeConfig, announce, load_engines, main, public_name, split_model
 from serve.schemas import ClassifyResponse, EmbedResponse, ModelCard
 
-ERRORS = ["400", "404", "413", "415", "422", "429", "503", "504"]
+ERRORS = ["400", "401", "404", "409", "413", "415", "422", "429", "503", "504"]
 FIELDS = {
     "/embed": ["images", "model", "preprocessed", "texts", "encoding_format", "normalize"],
     "/classify": [
-        *("images", "model", "preprocessed", "labels", "templates", "top_k", "multi_label", "abstain", "logits")
+        *(
+            "images",
+            "model",
+            "preprocessed",
+            "labels",
+            "class_set",
+            "templates",
+            "top_k",
+            "multi_label",
+            "abstain",
+            "logits",
+        )
     ],
 }
 
@@ -37,10 +48,20 @@ def test_openapi_paths(client: httpx.Client) -> None:
     assert described == {
         "POST /embed": ["200", *ERRORS],
         "POST /classify": ["200", *ERRORS],
-        "GET /models": ["200"],
-        "GET /models/{name}": ["200", "404", "422"],
-        "GET /health/live": ["200"],
-        "GET /metrics": ["200"],
+        "POST /v1/embeddings": ["200", *(status for status in ERRORS if status != "409")],
+        "GET /v1/models": ["200", "401"],
+        "GET /v1/models/{name}": ["200", "401", "404", "422", "503"],
+        "PUT /class-sets/{name}": ["200", "201", *(status for status in ERRORS if status != "504")],
+        "GET /class-sets": ["200", "401"],
+        "GET /class-sets/{name}": ["200", "304", "401", "404", "422"],
+        "DELETE /class-sets/{name}": ["200", "401", "404", "422"],
+        "POST /models/{name}/load": ["202", "401", "403", "404", "409", "422"],
+        "POST /models/{name}/unload": ["202", "401", "403", "404", "409", "422"],
+        "GET /models": ["200", "401"],
+        "GET /models/{name}": ["200", "401", "404", "422", "503"],
+        "GET /health/live": ["200", "503"],
+        "GET /metrics": ["200", "401"],
+        "GET /models/{name}/card": ["200", "401", "404", "422", "503"],
         "GET /health/ready": ["200", "503"],
     }
 
@@ -100,7 +121,7 @@ def test_what_browsers_and_probes_ask_for(client: httpx.Client) -> None:
 def test_uvicorn_is_told_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
     monkeypatch.setattr(serve.cli.Engine, "load", lambda *_, **__: Engine(FakeRuntime()))
-    monkeypatch.setattr(serve.cli.uvicorn, "run", lambda _, **options: told.update(options))
+    monkeypatch.setattr(serve.cli.Server, "run", lambda server: told.update(vars(server.config)))
     assert main(["--no-demo", "--max-connections", "7"]) == 0
     assert (told["limit_concurrency"], told["timeout_keep_alive"]) == (7, 5)
 

@@ -171,7 +171,7 @@ def test_embed_schema(client: httpx.Client, body: Any, param: str | None, index:
         ({"labels": LABELS, "top_k": 0}, "top_k", None, "greater than or equal to 1"),
         ({"labels": LABELS, "top_k": "5"}, "top_k", None, "integer"),
         ({"labels": LABELS, "top_k": 1.5}, "top_k", None, "integer"),
-        ({"labels": LABELS, "class_set": "mine"}, "class_set", None, "no field 'class_set'"),
+        ({"labels": LABELS, "class_sets": "mine"}, "class_sets", None, "no field 'class_sets'"),
         ({"labels": LABELS, "images": []}, "images", None, "at least one"),
     ],
 )

@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import benchmarks.observe
 import serve.cli
+import serve.server
 from digpt.engine import Engine
 from digpt.errors import ConfigError, MissingDependencyError
 from digpt.runtime.fake import FakeRuntime
@@ -186,14 +187,14 @@ def test_a_traceback_in_text() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("json", JsonFormatter), ("text", TextFormatter)])
 def test_the_command_line_chooses_the_format(monkeypatch: pytest.MonkeyPatch, name: str, kind: type) -> None:
-    told: dict[str, Any] = {}
+    served: list[serve.server.Server] = []
     configured: list[logging.Handler] = []
     monkeypatch.setattr(serve.cli.Engine, "load", lambda *_, **__: Engine(FakeRuntime()))
-    monkeypatch.setattr(serve.cli.uvicorn, "run", lambda _, **options: told.update(options))
+    monkeypatch.setattr(serve.server.Server, "run", lambda server: served.append(server))
     monkeypatch.setattr(logging, "basicConfig", lambda *, level, handlers: configured.extend(handlers))
     assert serve.cli.main(["--no-demo", "--log-format", name]) == 0
     assert [type(handler.formatter) for handler in configured] == [kind]
-    assert (told["log_config"], told["access_log"]) == (None, False)
+    assert [(server.config.log_config, server.config.access_log) for server in served] == [(None, False)]
 
 
 def test_outside_of_requests() -> None:
@@ -318,16 +319,16 @@ def test_the_real_command_logs_json(tmp_path: Path) -> None:
         "from digpt.engine import Engine\n"
         "from digpt.runtime.fake import FakeRuntime\n"
         "serve.cli.Engine.load = lambda *_, **__: Engine(FakeRuntime())\n"
-        "def run(app, **options):\n"
-        "    import asyncio, httpx, uvicorn\n"
-        "    uvicorn.Config(app, **options)\n"
+        "def run(server):\n"
+        "    import asyncio, httpx\n"
+        "    app = server.config.app\n"
         "    logging.getLogger('uvicorn.error').warning('the server speaks')\n"
         "    async def ask():\n"
         "        transport = httpx.ASGITransport(app)\n"
         "        async with httpx.AsyncClient(transport=transport, base_url='http://x') as client:\n"
         "            await client.get('/health/live')\n"
         "    asyncio.run(ask())\n"
-        "serve.cli.uvicorn.run = run\n"
+        "serve.cli.Server.run = run\n"
         "sys.exit(serve.cli.main(['--no-demo', '--log-format', 'json']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

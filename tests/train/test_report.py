@@ -195,7 +195,8 @@ def test_a_circle_of_parents_ends(tmp_path: Path) -> None:
     finish(folder)
     run = read_run(folder)
     run.provenance["parents"] = [run.provenance] * 3  # as a foreign checkpoint may hold
-    from train.report_run import MOST_PARENTS, run_page
+    from digpt.lineage import MOST_PARENTS
+    from train.report_run import run_page
 
     assert run_page(run).count("abc+") <= MOST_PARENTS
 

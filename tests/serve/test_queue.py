@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import socket
 import threading
@@ -17,8 +16,8 @@ import pytest
 from digpt.engine import Engine
 from digpt.runtime.base import Golden
 from digpt.runtime.fake import FakeRuntime
+from serve.admission import Admission
 from serve.errors import QueueFullError
-from serve.worker import Worker
 
 Image = Callable[..., bytes]
 Serve = Callable[..., Any]
@@ -55,7 +54,7 @@ def test_full_queue_is_429_and_says_when(serving: Serve, image: Image) -> None:
         running = pool.submit(client.post, "/embed", json=body(image()))
         assert gate.entered.wait(5)
         waiting = pool.submit(client.post, "/embed", json=body(image(), 2))
-        while client.service.models["fake"].worker.admitted_pixels < 3 * 64 * 64:
+        while client.service.models["fake"].admission.pixels < 3 * 64 * 64:
             time.sleep(0.005)
         refused = client.post("/embed", json=body(image()))
         assert refused.status_code == 429
@@ -98,11 +97,11 @@ def test_a_client_that_left_is_not_computed(serving: Serve, image: Image) -> Non
         with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
             head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request.content)}\r\n\r\n"
             connection.sendall(head.encode() + request.content)
-            worker = client.service.models["fake"].worker
-            while worker.admitted_pixels < 4 * 64 * 64:
+            model = client.service.models["fake"]
+            while model.admission.pixels < 4 * 64 * 64:
                 time.sleep(0.005)
             time.sleep(0.1)  # until it is decoded and waits for the thread
-        while worker.skipped == 0:
+        while model.batcher.stats.cancelled < 3:
             time.sleep(0.005)
         gate.open.set()
         assert first.result().status_code == 200
@@ -199,37 +198,15 @@ def test_stopping_answers_what_was_accepted(serving: Serve, image: Image) -> Non
     assert runtime.closed
 
 
-def test_worker_lets_go_of_what_it_dropped() -> None:
-    worker = Worker("x", 10)
-    free = threading.Event()
-
-    async def scenario() -> None:
-        busy = asyncio.create_task(worker.run(lambda: free.wait(5)))
-        await asyncio.sleep(0.01)
-        ran: list[int] = []
-        dropped = asyncio.create_task(worker.run(lambda: ran.append(1)))
-        await asyncio.sleep(0.01)
-        dropped.cancel()
-        await asyncio.sleep(0.01)
-        free.set()
-        assert (await busy).value is True
-        assert (await worker.run(lambda: 7)).value == 7
-        assert ran == []
-
-    asyncio.run(scenario())
-    assert worker.skipped == 1
-    worker.close()
-
-
 def test_admission_counts_pixels_and_gives_them_back() -> None:
-    worker = Worker("x", 10)
-    with worker.admit(6):
-        with worker.admit(4):
-            assert worker.admitted_pixels == 10
-            with pytest.raises(QueueFullError) as full, worker.admit(1):
+    admission = Admission(10, deadline_s=30)
+    with admission.admit(6):
+        with admission.admit(4):
+            assert admission.pixels == 10
+            with pytest.raises(QueueFullError) as full, admission.admit(1):
                 pass
             assert full.value.retry_after == 1
-        with pytest.raises(QueueFullError), worker.admit(5):
+        with pytest.raises(QueueFullError), admission.admit(5):
             pass
-    assert worker.admitted_pixels == 0
-    worker.close()
+    assert admission.pixels == 0
+    assert admission.refused == 2

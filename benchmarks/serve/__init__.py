@@ -1,0 +1,1 @@
+"""What serving costs beyond the model, on loopback: see ``python -m benchmarks.serve``."""

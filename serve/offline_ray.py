@@ -1,0 +1,74 @@
+"""Bulk embedding over a Ray cluster: Ray Data hands the parts of a job to processes that hold the same engine.
+
+A row of the data set is the number of a part, so that what a process computes, and in which batches, is what
+`serve.offline` computes alone, and any mixture of both can finish a job. A part that Ray gives out twice, because a
+process died, is written again under its name. Input and output must lie where every machine of the cluster sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from digpt.errors import DataError, MissingDependencyError
+from serve.offline_embed import PartWriter
+from serve.offline_inputs import open_inputs
+from serve.offline_parts import Job, Parts
+
+if TYPE_CHECKING:
+    from serve.offline import OfflineConfig
+
+
+class EmbedParts:
+    """What a process of the cluster does: open the input and the model once, then write the parts that it is given."""
+
+    def __init__(self, config: OfflineConfig, parts: Parts) -> None:
+        inputs = open_inputs(config.input, config.column)
+        engine = config.load()
+        mine = Job.of(engine.info, inputs.fingerprint, len(inputs), config.part_rows, config.batch_size)
+        if mine != parts.job:
+            raise DataError(
+                f"A process of the Ray cluster sees another input or model in {config.input} and {config.model} than "
+                "the machine where the command was given; put both where every machine sees the same."
+            )
+        self._writer = PartWriter(engine, inputs, parts, config.workers)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        written = list(self._writer.write([int(part) for part in batch["part"]]))
+        return {"part": [part for part, _ in written], "seconds": [seconds for _, seconds in written]}
+
+
+def write_with_ray(config: OfflineConfig, parts: Parts, missing: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Write the ``missing`` parts with ``config.ray`` processes; of each its number and the model's seconds.
+
+    It joins the cluster that ``ray.init`` finds (``RAY_ADDRESS``), or starts one on this machine.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+    """
+    if not missing:
+        return
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise MissingDependencyError("--ray needs Ray: pip install 'digpt[ray]'.") from None
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.from_items([{"part": part} for part in missing], override_num_blocks=len(missing))
+    written = rows.map_batches(
+        EmbedParts,
+        fn_constructor_args=(config, parts),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=config.ray),
+        num_cpus=config.threads or 1,
+        num_gpus=gpus_each(config, ray.cluster_resources()),
+    )
+    for row in written.iter_rows():
+        yield int(row["part"]), float(row["seconds"])
+
+
+def gpus_each(config: OfflineConfig, resources: Mapping[str, float]) -> int:
+    """GPUs that every process asks for: Ray hides them from those that ask for none."""
+    return int(config.device != "cpu" and resources.get("GPU", 0) >= (config.ray or 1))

@@ -1,0 +1,72 @@
+"""uvicorn, and how it stops: SIGTERM makes the server refuse new requests (503), answer the accepted ones, and exit.
+
+uvicorn by itself closes the listening socket first, so that new requests meet a refused connection. Here it stays open
+while accepted requests are being answered, idle connections are closed, and then uvicorn's own shutdown follows. A
+second signal, or SIGINT, stops at once what is left to uvicorn: it waits ``GRACE_S`` for open connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from serve.service import Service
+from serve.settings import Settings
+
+log = logging.getLogger("serve")
+
+KEEP_ALIVE_S = 5  # without a request
+GRACE_S = 5  # beyond the deadline, and for answers on their way when everything accepted has been answered
+
+
+class Server(uvicorn.Server):
+    """Serves ``app`` on ``host`` and ``port`` and drains ``service`` on SIGTERM."""
+
+    def __init__(self, app: FastAPI, service: Service, settings: Settings, host: str, port: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                log_config=None,  # its lines go where all others go
+                log_level="warning",
+                access_log=False,  # serve.observe says more
+                server_header=False,
+                limit_concurrency=settings.max_connections,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+        self._service = service
+        self._patience_s = settings.body_timeout_s + settings.deadline_s + GRACE_S
+        self._told: float | None = None  # when to stop
+        self._closed_idle = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """What uvicorn makes the handler of SIGTERM and SIGINT."""
+        if sig == signal.SIGTERM and self._told is None:
+            self._service.drain()
+            self._told = time.monotonic()
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second; a true answer begins its shutdown."""
+        if await super().on_tick(counter):
+            return True
+        if self._told is None:
+            return False
+        if not self._closed_idle:  # not in the signal handler: what has arrived by then is read and answered
+            self._closed_idle = True
+            for connection in list(self.server_state.connections):
+                if getattr(connection, "cycle", None) is not None:  # without any request yet it is about to send one
+                    connection.shutdown()  # at once if it is idle, else after its answer
+        late = time.monotonic() - self._told > self._patience_s
+        if late:
+            log.error("%d requests are still being answered; the server stops without them", self._service.active)
+        return late or self._service.active == 0
