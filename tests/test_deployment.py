@@ -18,7 +18,8 @@ import yaml
 from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
 from serve import create_app
-from serve.cli import GRACE_S, ServeConfig
+from serve.cli import ServeConfig
+from serve.server import GRACE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
