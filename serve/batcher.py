@@ -36,10 +36,11 @@ log = logging.getLogger("serve")
 T = TypeVar("T")
 Kind = Literal["embed", "logits", "texts", "prompts", "call"]
 
-# On a CPU batching gains little and everybody in a batch waits for all of it, so a batch is to take half a second at
-# most, by the measured rate; a GPU needs 60 images or so to be busy and computes them in much less.
+# On a CPU batching gains little and everybody in a batch waits for all of it, so a large batch is to take half a second
+# at most, by the measured rate; a GPU needs 60 images or so to be busy and computes them in much less. A few are always
+# computed together, however slow the model: one by one they cost a tenth more, and the last of them waits longer.
 BATCH_S = 0.5
-UNMEASURED = 8  # items of a batch while the rate is not known
+FEW = 8
 # Batches whose rates are remembered, and how many it takes to believe them. The best counts: a busy neighbour only ever
 # slows one down.
 RATES, FIRST_RATES = 16, 3
@@ -272,7 +273,8 @@ class Batcher:
         if kind == "call":
             return 1
         rates = self._rates[kind]
-        return max(1, min(self._max_batch, int(BATCH_S * max(rates)) if len(rates) >= FIRST_RATES else UNMEASURED))
+        timely = int(BATCH_S * max(rates)) if len(rates) >= FIRST_RATES else 0
+        return min(self._max_batch, max(FEW, timely))
 
     def _compute(self, parts: list[Part]) -> None:
         kind, jobs, began = parts[0].job.kind, self._inside, time.monotonic()

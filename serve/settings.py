@@ -55,7 +55,7 @@ class Settings:
     stall_s: float = 60.0
     """Seconds after which a computation under way counts as stalled: its model is not ready until it answers again."""
     max_batch: int = 64
-    """Images or texts computed together at most; fewer where they would take more than half a second."""
+    """Images or texts computed together at most; where they would take more than half a second, 8."""
     decode_threads: int = field(default_factory=cores)
     """Threads that decode images; by default one for each core that the process may use."""
     price_per_hour: float | None = None

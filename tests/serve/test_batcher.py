@@ -251,7 +251,7 @@ def test_a_class_matrix_nobody_waits_for_ends(make: Make) -> None:
 
 def test_batches_are_kept_short_by_the_measured_rate(make: Make) -> None:
     batcher = make(FakeRuntime(), max_batch=16)
-    for rate, limit in ((1.0, 8), (2.6, 8), (6.1, 3), (0.1, 3), (1000.0, 16)):  # too few to judge by, then the best
+    for rate, limit in ((1.0, 8), (24.2, 8), (6.1, 12), (0.1, 12), (1000.0, 16)):  # too few to judge by, then the best
         batcher._rates["embed"].append(rate)
         assert batcher._limit("embed") == limit
     assert batcher._limit("texts") == 8
