@@ -106,7 +106,7 @@ class Drift:
     def failures(self) -> tuple[Shift, ...]:
         if self.exact:
             return tuple(shift for shift in self.judged if abs(shift.points) > POINTS + _ROUNDING)
-        return tuple(shift for shift in self.judged if shift.beyond > 0)
+        return tuple(shift for shift in self.judged if shift.beyond > _ROUNDING)
 
     @property
     def largest(self) -> Shift:

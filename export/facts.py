@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from digpt.artifact import read_checkpoint
-from digpt.manifest import MANIFEST_NAME, verify_artifact
+from digpt.manifest import MANIFEST_NAME
 from digpt.results import ResultsDocument
+from digpt.runtime.artifact import verify_sealed
 from digpt.sources import checkpoint_path, model_name
 
 UNKNOWN_LICENSE = "unknown"  # the hub's word for it
@@ -61,14 +62,14 @@ class Facts:
 
 
 def facts_of(spec: str) -> Facts:
-    """The facts of an artifact directory, whose files are compared with their hashes, or of a checkpoint.
+    """The facts of an artifact directory, whose fields and files are compared with their hashes, or of a checkpoint.
 
     Raises:
         SpecError, CheckpointError: neither, or damaged.
     """
     if not (Path(spec) / MANIFEST_NAME).is_file():
         return _checkpoint_facts(spec)
-    manifest = verify_artifact(spec)
+    manifest = verify_sealed(Path(spec))
     return Facts(
         spec=spec,
         name=manifest["name"],

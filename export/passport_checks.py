@@ -129,7 +129,9 @@ def _engine(records: Records) -> Check:
     name, own = "On the engine that runs", records.backend
     measured = list(dict.fromkeys(document.model.backend for document in records.documents))
     if own in measured:
-        return Check(name, "measured", f"The figures are of {own}, which runs when no other is asked for.")
+        others = [engine for engine in measured if engine != own]
+        said = f"Figures are of {own}, which runs when no other is asked for"
+        return Check(name, "measured", said + (f", and of {', '.join(others)}." if others else "."))
     if not measured:
         return Check(name, "missing", f"{own} runs when no other is asked for; nothing of it was measured.")
     return Check(
@@ -182,11 +184,14 @@ def _drift(records: Records) -> Check:
     steady = [engine.backend for engine in drift.engines if engine.passed]
     asked = {reference, *drifted, *steady}
     told = [f"{', '.join(drifted)} drifted from {reference}"] * bool(drifted)
-    told += [f"{', '.join(steady)} did not {'' if drifted else f'drift from {reference}'}".rstrip()] * bool(steady)
+    if steady:
+        whence = "" if drifted else f" drift from {reference}"
+        told.append(f"{', '.join(steady)} did not{whence}, as far as these answers show")
     left = [engine for engine in records.facts.engines or {} if engine not in asked]
     said = "; ".join(told) + "." + (f" Not compared: {', '.join(left)}." if left else "")
-    if own in drifted:
-        advice = f" {own} is what runs unless another is asked for, such as {steady[0]}." if steady else ""
+    if own in drifted or (drifted and own == reference):
+        others = [engine for engine in steady if engine != own]
+        advice = f" {own} is what runs unless another is asked for, such as {others[0]}." if others else ""
         return Check(name, "failed", said + advice)
     return Check(name, "missing" if own not in asked else "passed", said)
 

@@ -148,10 +148,9 @@ def _worst(found: Found, exhibits: SweepExhibits) -> Iterable[Markup]:
     errors = {split: found[split, "error"] for split in by_split if (split, "error") in found}
     worst = sorted(errors, key=lambda split: -errors[split].value)[:WORST]
     yield element("h3", "The worst in pictures")
-    yield note(
-        "Pictures that the model gets right as they are, at even ranks of its confidence, at the highest severity: its "
-        "answer, with the probability it gave."
-    )
+    right = exhibits.clean and all(exhibit.right for exhibit in exhibits.clean)
+    chosen = "Pictures that the model gets right as they are, at even ranks of its confidence" if right else "Pictures"
+    yield note(f"{chosen}, at the highest severity: its answer, with the probability it gave.")
     if exhibits.clean:
         yield element("h3", "as they are")
         yield gallery([_answer(exhibit) for exhibit in exhibits.clean], four=True)
@@ -216,7 +215,9 @@ def mistakes(records: Records) -> Markup:
                 parts.append(gallery([_mistake(exhibit) for exhibit in one.mistakes], four=True))
     if not parts:
         said = (
-            "None was wrong." if any(e and e.sets for e in records.exhibits) else "No pictures of mistakes were kept."
+            "None was wrong."
+            if records.exhibits and all(e and e.sets for e in records.exhibits)
+            else "No pictures of mistakes were kept."
         )
         return section("Confident mistakes", notice(said))
     text = "Of each set the wrong answers that it was surest of, at most one for each true class."

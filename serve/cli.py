@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     configure(config.log_format)
     announce(config, engines, keys)
+    engines.clear()  # so that a model that is unloaded is released
     Server(app, app.state.service, config, config.host, config.port).run()
     return 0
 
@@ -99,12 +100,14 @@ def build(
         import app
 
         service = api.state.service
+        stay = dict(engines) if not keys.administered else dict(list(engines.items())[:1])  # others may be unloaded
+        names = tuple(stay)
 
         def guard() -> None:
-            for name in engines.keys() & service.models.keys():  # one may have been unloaded
+            for name in names:
                 service.models[name].require_ready()
 
-        app.mount(api, engines, DEMO_PATH, guard=guard, max_bytes=config.max_request_bytes)
+        app.mount(api, stay, DEMO_PATH, guard=guard, max_bytes=config.max_request_bytes)
     return api
 
 

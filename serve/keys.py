@@ -40,6 +40,8 @@ class Keys:
         self._hashes += [(_checked(key), "admin") for key in admin]
         self.asked = any(role == "user" for _, role in self._hashes)
         """Whether reading takes a key."""
+        self.administered = any(role == "admin" for _, role in self._hashes)
+        """Whether anybody may load and unload models."""
         self.set = bool(self._hashes)
         """Whether there is any key; then storing class sets takes one."""
 

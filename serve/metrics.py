@@ -112,7 +112,7 @@ class Metrics:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.registry = Registry()
-        self._models = models
+        self._models, self._names = models, set(models)
         self._busy = BusyTime(clock)
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
@@ -202,7 +202,9 @@ class Metrics:
         return encode(self.registry), content_type
 
     def _known(self, model: str) -> str:
-        return model if model in self._models else ""
+        if model in self._models:
+            self._names.add(model)
+        return model if model in self._names else ""  # also of one that is being unloaded
 
     def _show_zeros(self) -> None:
         """Let the series of every model exist before its first request: a rate needs a value to start from."""
@@ -234,7 +236,7 @@ class ModelCollector(Collector):
         hits = CounterMetricFamily("digpt_cache_hits", "Lookups that found something.", labels=of_cache)
         misses = CounterMetricFamily("digpt_cache_misses", "Lookups that found nothing.", labels=of_cache)
         entries = GaugeMetricFamily("digpt_cache_entries", "Entries held.", labels=of_cache)
-        for name, model in self._models.items():
+        for name, model in list(self._models.items()):  # it may change meanwhile
             info = model.engine.info
             ready.add_metric([name], float(model.state == "ready"))
             about.add_metric([name, info.backend, info.precision, info.fingerprint], 1.0)
@@ -265,7 +267,7 @@ class CostCollector(Collector):
             for sample in family.samples
             if sample.name.endswith("_total")
         }
-        for name in self._models:
+        for name in list(self._models):
             seconds = self._busy.seconds(name)
             busy.add_metric([name], seconds)
             if self._price is not None and counted.get(name):

@@ -26,7 +26,7 @@ log = logging.getLogger("serve.requests")
 
 ID_HEADER = "X-Request-ID"
 OTHER = "other"
-CODES = {499: "client_gone"}  # of answers that are no error of serve/errors.py
+CODES = {401: "invalid_api_key", 499: "client_gone"}  # of answers that are made around the application
 
 
 @dataclass(slots=True)
@@ -96,8 +96,8 @@ class Observer:
                 seen.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        self.metrics.request_started()
         span = None if self.tracing is None else self.tracing.begin(scope, seen)
+        self.metrics.request_started()
         try:
             await self.app(scope, counted_receive, counted_send)
         except BaseException as error:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -126,8 +126,11 @@ def embed(config: OfflineConfig, progress: Progress = no_progress, load: Callabl
 
     Raises:
         ConfigError: the job that lies there is another one, or is being worked on.
+        BackendError: the backend does not reproduce the artifact's golden answers.
         DigptError: as ``open_inputs`` and ``Engine.load``.
     """
+    if config.ray is not None:  # whose processes start in folders of their own
+        config = replace(config, input=str(Path(config.input).absolute()), output=config.output.absolute())
     inputs = open_inputs(config.input, config.column)
     check_output(config, inputs)
     engine = (load or config.load)()
@@ -137,6 +140,7 @@ def embed(config: OfflineConfig, progress: Progress = no_progress, load: Callabl
             raise ConfigError(
                 f"{info.spec} is a running server; give the model that it serves: bulk work needs no HTTP."
             )
+        engine.verify_golden().raise_for_failure()
         job = Job.of(info, inputs.fingerprint, len(inputs), config.part_rows, config.batch_size)
         parts = Parts(config.output, job, About.of(info, job.digest))
         with parts.open(config.overwrite):
@@ -178,10 +182,10 @@ def run(config: OfflineConfig, parts: Parts, write: Write, progress: Progress) -
 
 def check_output(config: OfflineConfig, inputs: Inputs) -> None:
     """Raise ConfigError where the output would be a folder, or part of the next run's input."""
-    output = config.output.absolute()
+    output = config.output.resolve()
     if output.is_dir():
         raise ConfigError(f"{config.output} is a folder; name the Parquet file to write.")
-    within = Path(inputs.name).absolute()
+    within = Path(inputs.name).resolve()
     if isinstance(inputs, ParquetInputs) and (output == within or within in output.parents):
         raise ConfigError(f"{config.output} would lie in its own input {inputs.name}; write it elsewhere.")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from digpt.errors import DataError, MissingDependencyError
+from digpt.errors import ConfigError, DataError, MissingDependencyError
 from serve.offline_embed import PartWriter
 from serve.offline_inputs import open_inputs
 from serve.offline_parts import Job, Parts
@@ -25,6 +25,7 @@ class EmbedParts:
     def __init__(self, config: OfflineConfig, parts: Parts) -> None:
         inputs = open_inputs(config.input, config.column)
         engine = config.load()
+        engine.verify_golden().raise_for_failure()
         mine = Job.of(engine.info, inputs.fingerprint, len(inputs), config.part_rows, config.batch_size)
         if mine != parts.job:
             raise DataError(
@@ -71,4 +72,12 @@ def write_with_ray(config: OfflineConfig, parts: Parts, missing: Sequence[int]) 
 
 def gpus_each(config: OfflineConfig, resources: Mapping[str, float]) -> int:
     """GPUs that every process asks for: Ray hides them from those that ask for none."""
-    return int(config.device != "cpu" and resources.get("GPU", 0) >= (config.ray or 1))
+    gpus, processes = int(resources.get("GPU", 0)), config.ray or 1
+    if config.device == "cpu" or not gpus:
+        return 0
+    if gpus < processes:
+        raise ConfigError(
+            f"The cluster has {gpus} GPUs for --ray {processes}, and would leave some processes without one; "
+            f"give --ray {gpus}, or --device cpu for all."
+        )
+    return 1

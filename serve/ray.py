@@ -10,6 +10,7 @@ to it as `name=value`. Ray spreads requests over the replicas and restarts those
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -24,7 +25,9 @@ from pydantic import TypeAdapter, ValidationError
 from digpt.errors import ConfigError, DigptError, MissingDependencyError, near_misses
 from serve.api import create_app
 from serve.cli import ServeConfig, load_engines
+from serve.keys import Keys
 from serve.server import GRACE_S
+from serve.tracing import otlp
 from serve.watchdog import prove
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class RayConfig(ServeConfig):
         super().__post_init__()
         if self.demo:
             raise ConfigError("The demo keeps its sessions in one process; serve it with python -m serve.")
+        if self.available:
+            raise ConfigError("--available loads into one process; serve such models with python -m serve.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,8 +131,10 @@ def bound(config: RayConfig) -> Application:
     except ImportError:
         raise MissingDependencyError("Serving on Ray needs Ray: pip install 'digpt[ray]'.") from None
 
+    keys = Keys.read(os.environ, config.keys_file)  # here: machines of the cluster have neither the file nor these
+
     def build() -> FastAPI:
-        return replica(config)
+        return replica(config, keys)
 
     deployment = serve.deployment(
         name=NAME,
@@ -140,7 +147,7 @@ def bound(config: RayConfig) -> Application:
     return application
 
 
-def replica(config: RayConfig) -> FastAPI:
+def replica(config: RayConfig, keys: Keys | None = None) -> FastAPI:
     """One replica's application, once its models have proved themselves: before that, Ray sends it nothing.
 
     Raises:
@@ -149,7 +156,8 @@ def replica(config: RayConfig) -> FastAPI:
     engines = load_engines(config)
     for engine in engines.values():
         prove(engine)
-    return create_app(engines, config)
+    tracing = otlp(config.otlp_endpoint) if config.otlp_endpoint else None
+    return create_app(engines, config, keys=keys, tracing=tracing)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from serve.documents import errors
 from serve.errors import ConflictError, UnknownModelError
 from serve.keys import require_admin
 from serve.schemas import AbsentCard
-from serve.service import AbsentModel, Service
+from serve.service import AbsentModel, ServedModel, Service
 from serve.watchdog import prove
 
 log = logging.getLogger("serve")
@@ -49,6 +49,7 @@ class Registry:
         if name in self._service.models:
             return self.card(name)
         self._check(name)
+        self._service.require_open()
         absent = self._service.absent[name]
         if absent.state == "unloading":
             raise ConflictError(f"Model {name!r} is being unloaded; try again when it is.", param="name")
@@ -77,7 +78,7 @@ class Registry:
         if self._service.models[name].state == "starting":
             raise ConflictError(f"Model {name!r} is being checked; try again when it is.", param="name")
         self._service.absent[name] = AbsentModel(name, "unloading", "it finishes what it was asked")
-        self._begin(self._unload(name))
+        self._begin(self._unload(self._service.models.pop(name)))
         return self.card(name)
 
     def card(self, name: str) -> AbsentCard:
@@ -90,10 +91,13 @@ class Registry:
 
     async def stop(self) -> None:
         """Finish what has begun."""
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _load(self, absent: AbsentModel) -> None:
         async with self._turn:
+            if self._service.draining:
+                absent.state, absent.detail = "unloaded", NOT_LOADED
+                return
             try:
                 engine = await asyncio.to_thread(self._available[absent.name])
             except Exception as error:  # a library raises anything for a file that it cannot load
@@ -110,9 +114,12 @@ class Registry:
         del self._service.absent[absent.name]
         self._service.add(absent.name, engine, detail)
 
-    async def _unload(self, name: str) -> None:
-        await self._service.remove(name)
-        self._service.absent[name] = AbsentModel(name, "unloaded", NOT_LOADED)
+    async def _unload(self, model: ServedModel) -> None:
+        try:
+            await self._service.release(model)
+        except Exception:
+            log.exception("model %s was not released cleanly", model.name)
+        self._service.absent[model.name] = AbsentModel(model.name, "unloaded", NOT_LOADED)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

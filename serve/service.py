@@ -176,9 +176,8 @@ class Service:
         model.watchdog.proved(detail)
         model.watching = asyncio.create_task(model.watchdog.watch())
 
-    async def remove(self, name: str) -> None:
-        """Stop serving a model at once, and release it when what it has begun is done. The others go on."""
-        model = self.models.pop(name)
+    async def release(self, model: ServedModel) -> None:
+        """Release a model that is no longer among ``models``, when what it has begun is done. The others go on."""
         while model.admission.pixels:
             await asyncio.sleep(DRAIN_POLL_S)
         async with self.class_sets.building:

@@ -4,15 +4,14 @@
     python -m benchmarks.serve.rivals naive --model bundled --port 8001
 
 Both take ``{"images": [base64]}`` at ``/embed`` and answer ``{"embedding": [...]}``.
-LitServe reads annotations while it runs, so they are not postponed here.
 """
+
+from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import litserve as ls
-import numpy as np
 import tyro
 import uvicorn
 from fastapi import FastAPI, Request
@@ -46,30 +45,13 @@ def naive(config: Config) -> None:
     uvicorn.run(app, port=config.port, log_level="warning")
 
 
-class Embedding(ls.LitAPI):
-    """The model as LitServe wants it; its processes are given a copy of this object."""
-
-    config: Config
-
-    def setup(self, device: str) -> None:
-        self.engine = Engine.load(self.config.model, self.config.backend)
-
-    def decode_request(self, request: dict[str, Any], **_: Any) -> np.ndarray:
-        return self.engine.decode(base64.b64decode(request["images"][0]))
-
-    def predict(self, x: np.ndarray, **_: Any) -> np.ndarray:
-        return self.engine.embed_images([x])[0]
-
-    def encode_response(self, output: np.ndarray, **_: Any) -> dict[str, list[float]]:
-        return {"embedding": output.tolist()}
-
-
 def litserve(config: Config) -> None:
     """LitServe with its defaults."""
-    api = Embedding(api_path="/embed")
-    api.config = config
-    server = ls.LitServer(api, accelerator="cpu")
-    server.run(host="127.0.0.1", port=config.port, log_level="warning", generate_client_file=False)
+    try:
+        from benchmarks.serve import litserve_api
+    except ImportError:
+        raise SystemExit("LitServe is not installed: pip install 'digpt[bench]'.") from None
+    litserve_api.run(config.model, config.backend, config.port)
 
 
 if __name__ == "__main__":

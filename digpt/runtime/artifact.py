@@ -126,14 +126,7 @@ def open_artifact(directory: Path, backend: str) -> Artifact:
         CheckpointError: a field or file is missing or changed (named), or the format is older or newer than ours.
         BackendError: the artifact has no engine for this backend.
     """
-    manifest = read_manifest(directory)
-    if manifest["version"] < MANIFEST_VERSION:
-        raise CheckpointError(
-            f"{directory} has the older artifact format {manifest['version']}; this digpt reads {MANIFEST_VERSION}. "
-            "Export the checkpoint again: python -m export CKPT --to onnx --output DIR"
-        )
-    _check_seal(manifest, directory)
-    verify_artifact(directory)
+    manifest = verify_sealed(directory)
     engine = manifest["engines"].get(backend)
     if engine is None:
         raise BackendError(f"{directory} holds no {backend} engine; it holds: {', '.join(manifest['engines'])}.")
@@ -142,6 +135,23 @@ def open_artifact(directory: Path, backend: str) -> Artifact:
     return Artifact(
         directory, manifest, backend, engine, read_golden(golden, tolerance["cosine"], tolerance["relative_error"])
     )
+
+
+def verify_sealed(directory: Path) -> Manifest:
+    """Verify every field of the manifest and every file of ``directory``.
+
+    Raises:
+        CheckpointError: a field or file is missing or changed (named), or the format is older or newer than ours.
+    """
+    manifest = read_manifest(directory)
+    if manifest["version"] < MANIFEST_VERSION:
+        raise CheckpointError(
+            f"{directory} has the older artifact format {manifest['version']}; this digpt reads {MANIFEST_VERSION}. "
+            "Export the checkpoint again: python -m export CKPT --to onnx --output DIR"
+        )
+    _check_seal(manifest, directory)
+    verify_artifact(directory)
+    return manifest
 
 
 def _check_named_files(manifest: Manifest, engine: Mapping[str, Any], directory: Path) -> None:

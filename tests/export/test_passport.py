@@ -140,7 +140,7 @@ def test_every_question_is_answered_from_the_records(records: Records) -> None:
         "emoji flat: 280 of 1,462 wrong",
         "is red apple said tomato 91.2 %",
         "✗ ghost 91.2 %",
-        "onnx did not drift from torch.",
+        "onnx did not drift from torch, as far as these answers show.",
         "+1.50 [+1.00, +2.00] 17 1,000",
         "1 0.25 3.4 % 3.0 % 1.8 %",
         "teacher sha256:parent python -m train.teacher",
@@ -332,3 +332,22 @@ def test_the_bundled_passport_is_what_its_records_give() -> None:
 def test_the_words_of_a_check_say_that_nothing_was_measured() -> None:
     words = [Check("x", "missing", "", missing).word for missing in ("", "not stated")]
     assert words == ["not measured", "not stated"]
+
+
+def test_the_engine_that_runs_fails_where_others_drift_from_it(records: Records) -> None:
+    """Compared with itself it would never drift: the coarse one of two may be the reference."""
+    drift = records.drift
+    assert drift is not None
+    engine = replace(drift.engines[0], model={"backend": "openvino"}, passed=False)
+    turned = replace(drift, reference={**drift.reference, "backend": "onnx"}, engines=(engine,))
+    assert states(replace(records, drift=turned))["Drift between engines"] == "failed"
+
+
+def test_a_manifest_that_was_edited_has_no_passport(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["engines"]["onnx"]["parity"]["agreement"] = 1.0
+    manifest["engines"]["onnx"]["parity"]["images"] = 100_000
+    path.write_text(json.dumps(manifest))
+    assert main([str(copied), "--html", str(copied.parent / "page.html")]) == 2
+    assert "engines" in capsys.readouterr().err and not (copied.parent / "page.html").exists()

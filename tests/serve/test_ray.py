@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from fastapi.testclient import TestClient
 
+from digpt.engine import Engine
 from digpt.errors import ConfigError
+from digpt.runtime.fake import FakeRuntime
+from serve.keys import Keys
 from serve.offline import OfflineConfig
 from serve.offline_ray import gpus_each
-from serve.ray import app
+from serve.ray import RayConfig, app, replica
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using extra keyword arguments on .Field.:DeprecationWarning"
@@ -30,6 +34,8 @@ def test_ray_serve_is_told_the_limits_of_the_server() -> None:
         ({"replicas": "many"}, "replicas: Input should be a valid integer"),
         ({"replicas": "0"}, "replicas=0 must be above zero"),
         ({"demo": "true"}, "serve it with python -m serve"),
+        ({"available": ["a=bundled"]}, "--available loads into one process"),
+        ({"keys_file": "absent"}, "The keys file absent cannot be read"),
     ],
 )
 def test_wrong_options_are_named(given: dict[str, str], message: str) -> None:
@@ -37,9 +43,19 @@ def test_wrong_options_are_named(given: dict[str, str], message: str) -> None:
         app(given)
 
 
+def test_replicas_ask_for_the_keys_of_the_machine_that_started_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.ray.load_engines", lambda _: {"fake": Engine(FakeRuntime())})
+    keys = Keys(["user-key-0123456789"])
+    with TestClient(replica(RayConfig(), keys)) as client:
+        assert client.post("/embed", json={"texts": ["x"]}).status_code == 401
+        assert client.get("/metrics").status_code == 401
+
+
 def test_processes_ask_for_a_gpu_where_there_is_one_for_each() -> None:
     config = OfflineConfig("in", "out.parquet", ray=2)  # type: ignore[arg-type]
     assert gpus_each(config, {"CPU": 8, "GPU": 2}) == 1
-    assert gpus_each(config, {"CPU": 8, "GPU": 1}) == gpus_each(config, {"CPU": 8}) == 0
+    assert gpus_each(config, {"CPU": 8}) == 0
+    with pytest.raises(ConfigError, match="has 1 GPUs for --ray 2.*give --ray 1, or --device cpu"):
+        gpus_each(config, {"CPU": 8, "GPU": 1})
     cpu = OfflineConfig("in", "out.parquet", ray=2, device="cpu")  # type: ignore[arg-type]
     assert gpus_each(cpu, {"GPU": 2}) == 0
