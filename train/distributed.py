@@ -6,6 +6,7 @@ FSDP is not used because it is silently DDP on CPUs, where this is tested (docs/
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +29,12 @@ from train.share import Share
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
+def leave_group() -> None:
+    """End the group of processes: its threads must not outlive the interpreter, which would abort a finished run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Processes:
     """The processes that train together: what each computes, on what, and how they agree."""
 
@@ -40,6 +47,8 @@ class Processes:
             log_with=_trackers(config) or None,
             project_dir=str(config.output),
         )
+        if torch.distributed.is_initialized():
+            atexit.register(leave_group)
         kind = self.accelerator.distributed_type
         if kind == DistributedType.FSDP and not self.sharded:
             raise ConfigError("accelerate's configuration asks for FSDP: say --sharding fsdp2 as well.")

@@ -125,6 +125,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**given, "data": f"wds:{root}", "val_data": f"wds:{root}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
