@@ -139,3 +139,11 @@ def _code(label: str, language: Any) -> gr.Code:
 def pictures(examples: list[Example], style: str) -> list[str]:
     """The files of one style, in the order of ``examples``."""
     return [example.path for example in examples if example.style == style]
+
+
+def live(triggers: list[Any], run: Callable[..., Any], inputs: list[Any], outputs: list[Any], **api: Any) -> None:
+    """Answer while something moves: without a veil over the outputs, and the last position last.
+
+    A slider's trigger is ``input``: a key moves it without ever releasing it.
+    """
+    gr.on(triggers, run, inputs, outputs, show_progress="hidden", trigger_mode="always_last", **api)

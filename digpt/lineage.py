@@ -36,7 +36,7 @@ def _link(link: Mapping[str, Any], budget: list[int], depth: int) -> Markup:
     figures = link.get("figures")
     said = [text_of(link[key]) for key in ("command",) if link.get(key)]
     said += [f"{text_of(link['steps'])} steps"] if link.get("steps") is not None else []
-    seconds = _number(link.get("seconds"))
+    seconds = number(link.get("seconds"))
     said += [duration(seconds)] if seconds is not None else []
     said += [f"{name} {text_of(value)}" for name, value in figures.items()] if isinstance(figures, dict) else []
     said += [f"commit {text_of(link['commit'])}"] if link.get("commit") else []
@@ -46,7 +46,8 @@ def _link(link: Mapping[str, Any], budget: list[int], depth: int) -> Markup:
     return element("li", name, " ", mark, about, element("ul", *below) if below else None)
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """``value`` as a float when it is a number (true and false are none)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:

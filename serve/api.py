@@ -27,7 +27,7 @@ from serve.keys import Keys
 from serve.observe import ID_HEADER, Observer, metrics_router, observation
 from serve.openai import openai_router
 from serve.registry import Loader, Registry, admin_router
-from serve.routes import inference_router, status_router
+from serve.routes import health_router, inference_router, models_router
 from serve.security import DEMO_PATH, PAGE_HEADERS, protect
 from serve.service import Service
 from serve.settings import Settings
@@ -79,7 +79,8 @@ def create_app(
         openai_router(service),
         class_set_router(service),
         admin_router(registry),
-        status_router(service),
+        models_router(service),
+        health_router(service),
         metrics_router(service.metrics),
     ):
         app.include_router(router)

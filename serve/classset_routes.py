@@ -19,7 +19,7 @@ from serve.classset_schemas import (
     Deleted,
 )
 from serve.classsets import NAME, StoredSet
-from serve.connection import accepted
+from serve.connection import accepted, while_connected
 from serve.documents import CLIENT_GONE, errors
 from serve.errors import SchemaError
 from serve.inputs import read_json
@@ -53,7 +53,7 @@ def class_set_router(service: Service) -> APIRouter:
         async with accepted(service, request):
             try:
                 async with read_json(request, ClassSetRequest, service.settings, service.bodies) as body:
-                    stored, status = await store(service, name, body)
+                    stored, status = await while_connected(request, store(service, name, body))
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
         said = ClassSetStored(**about(stored), status=status)

@@ -18,6 +18,9 @@ from serve.service import Service
 R = TypeVar("R", bound=InferenceRequest)
 
 
+AT_ONCE = 2  # URLs of one request under way: many of one do not hold up a single one of another
+
+
 def fetched(
     answer: Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]],
 ) -> Callable[[Service, Inputs[R]], Awaitable[dict[str, Any]]]:
@@ -26,11 +29,17 @@ def fetched(
     async def answered(service: Service, inputs: Inputs[R]) -> dict[str, Any]:
         if not any(is_url(image) for image in inputs.images):
             return await answer(service, inputs)
-        held = Held(service, service.model(inputs.request.model).engine.limits.max_bytes)
+        model = service.model(inputs.request.model)
+        model.require_ready()  # nothing is fetched for what would be refused
+        held = Held(service, model.engine.limits.max_bytes)
         try:
             images = await held.files(inputs.images)
-            inputs.drop()
-            return await answer(service, replace(inputs, images=list(images), release=held.release))
+
+            def release() -> None:
+                inputs.drop()  # not before: among the files stand images that came in the body
+                held.release()
+
+            return await answer(service, replace(inputs, images=images, release=release))
         finally:
             held.release()
 
@@ -43,6 +52,7 @@ class Held:
     def __init__(self, service: Service, max_bytes: int) -> None:
         self._service, self._max_bytes = service, max_bytes
         self._held = 0
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def files(self, images: Sequence[Image]) -> list[Image]:
         """The file of each URL, or its error; what is no URL as it is.
@@ -64,7 +74,8 @@ class Held:
             return image
         most = self._service.settings.max_request_bytes
         try:
-            data = await self._service.fetcher.fetch(image, self._max_bytes)
+            async with self._turns:
+                data = await self._service.fetcher.fetch(image, self._max_bytes)
             if self._held + len(data) > most:
                 raise BodyTooLargeError(f"The images by URL have more than the {most} bytes allowed for one request.")
             self._service.bodies.take(len(data), self._held)

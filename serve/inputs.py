@@ -63,16 +63,8 @@ async def read_inputs(request: Request, schema: type[R], settings: Settings, bud
         RequestError: its subclass says how the body is wrong.
         ClientDisconnect: nobody is there any more.
     """
-    body = LimitedBody(request, settings, budget)
-    try:
+    async with _receiving(request, settings, budget) as body:
         found, files, param = await _read(Request(request.scope, body.receive), schema, settings)
-    except BaseException as error:
-        body.release()
-        if isinstance(error, Exception):
-            await body.discard()
-        if isinstance(error, RequestError):
-            error.close = not body.complete
-        raise
     images: list[Image] = [*(found.images or []), *files]
     found.images = None
     return Inputs(found, images, param, len(images), body.release)
@@ -86,13 +78,24 @@ async def read_json(request: Request, schema: type[M], settings: Settings, budge
         RequestError: its subclass says how the body is wrong.
         ClientDisconnect: nobody is there any more.
     """
-    body = LimitedBody(request, settings, budget)
-    try:
+    async with _receiving(request, settings, budget) as body:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedContentTypeError(f"Content-Type {kind[:SHOWN]!r} is not understood: send JSON.")
         parse = partial(_from_json, schema, {}, await Request(request.scope, body.receive).body(), settings)
         found = await asyncio.to_thread(parse)
+    try:
+        yield found
+    finally:
+        body.release()
+
+
+@asynccontextmanager
+async def _receiving(request: Request, settings: Settings, budget: Budget) -> AsyncIterator[LimitedBody]:
+    """A body that is released, and what is left of it thrown away, if reading it fails."""
+    body = LimitedBody(request, settings, budget)
+    try:
+        yield body
     except BaseException as error:
         body.release()
         if isinstance(error, Exception):
@@ -100,10 +103,6 @@ async def read_json(request: Request, schema: type[M], settings: Settings, budge
         if isinstance(error, RequestError):
             error.close = not body.complete
         raise
-    try:
-        yield found
-    finally:
-        body.release()
 
 
 async def _read(request: Request, schema: type[R], settings: Settings) -> tuple[R, list[bytes], str]:

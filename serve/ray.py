@@ -26,7 +26,7 @@ from digpt.errors import ConfigError, DigptError, MissingDependencyError, near_m
 from serve.api import create_app
 from serve.cli import ServeConfig, load_engines
 from serve.keys import Keys
-from serve.server import GRACE_S
+from serve.server import patience_s
 from serve.tracing import otlp
 from serve.watchdog import prove
 
@@ -141,7 +141,7 @@ def bound(config: RayConfig) -> Application:
         num_replicas=config.replicas,
         max_ongoing_requests=config.max_connections,  # what waits, waits in our queue, which knows pixels and deadlines
         ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus or 0},
-        graceful_shutdown_timeout_s=config.deadline_s + GRACE_S,
+        graceful_shutdown_timeout_s=patience_s(config),
     )
     application: Application = deployment(serve.ingress(build)()).bind()
     return application

@@ -66,8 +66,8 @@ def inference_router(service: Service) -> APIRouter:
     return router
 
 
-def status_router(service: Service) -> APIRouter:
-    """Models and health."""
+def models_router(service: Service) -> APIRouter:
+    """The served models, and the passport of each."""
     router = APIRouter(tags=["status"])
 
     @router.get("/models", summary="List the served models", response_model=ModelList, responses=errors(401))
@@ -99,6 +99,13 @@ def status_router(service: Service) -> APIRouter:
         if page is None:
             raise NoPassportError(f"{name} came without a passport; python -m export.card --html makes one.")
         return HTMLResponse(page, headers=PASSPORT_HEADERS)
+
+    return router
+
+
+def health_router(service: Service) -> APIRouter:
+    """Whether the process lives, and whether it is ready."""
+    router = APIRouter(tags=["status"])
 
     @router.head("/health/live", include_in_schema=False)
     @router.get(

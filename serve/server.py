@@ -24,6 +24,11 @@ KEEP_ALIVE_S = 5  # without a request
 GRACE_S = 5  # beyond the deadline, and for answers on their way when everything accepted has been answered
 
 
+def patience_s(settings: Settings) -> float:
+    """Seconds after SIGTERM within which every accepted request is answered, and the process has ended."""
+    return settings.body_timeout_s + settings.deadline_s + 2 * GRACE_S
+
+
 class Server(uvicorn.Server):
     """Serves ``app`` on ``host`` and ``port`` and drains ``service`` on SIGTERM."""
 
@@ -43,7 +48,7 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
-        self._patience_s = settings.body_timeout_s + settings.deadline_s + GRACE_S
+        self._patience_s = patience_s(settings) - GRACE_S  # the rest is uvicorn's
         self._told: float | None = None  # when to stop
         self._closed_idle = False
 

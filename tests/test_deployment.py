@@ -6,7 +6,6 @@ There is no Docker and no cluster here: what is checked is that the files agree 
 from __future__ import annotations
 
 import fnmatch
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
 from serve import create_app
 from serve.cli import ServeConfig
-from serve.server import GRACE_S
+from serve.server import patience_s
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -94,10 +93,10 @@ def test_probes_ask_what_the_server_answers() -> None:
 def test_requests_that_have_begun_are_answered_before_the_kill() -> None:
     config = served(CONTAINER["command"])
     wait = int(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert POD["terminationGracePeriodSeconds"] >= wait + math.ceil(config.deadline_s) + GRACE_S
+    assert POD["terminationGracePeriodSeconds"] >= wait + patience_s(config)
     for service in COMPOSE["services"].values():
         seconds = int(service["stop_grace_period"].removesuffix("s"))
-        assert seconds >= math.ceil(config.deadline_s) + GRACE_S
+        assert seconds >= patience_s(config)
 
 
 def test_the_pod_is_the_images_user_and_has_its_threads() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from digpt.artifact import FORMAT, fingerprint, load_document, migrate
 from digpt.errors import CheckpointError, DataError
+from digpt.lineage import number
 
 PARTS = ("loader", "teacher", "encoder", "decoders", "optimiser", "evaluation")  # of a step, in their order
 State = Literal["finished", "running", "failed", "stopped"]
@@ -151,16 +152,6 @@ def read_run(folder: str | Path) -> Run:
     _read_failure(run, folder / "failure.json")
     run.state = _state(run)
     return run
-
-
-def number(value: Any) -> float | None:
-    """``value`` as a float when it is a number (true and false are none)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

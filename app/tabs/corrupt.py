@@ -8,7 +8,7 @@ import gradio as gr
 
 from app import snippets
 from app.handlers import parse_labels
-from app.parts import Page, example_pictures, labels_input, picture_input, python_lines, sentences
+from app.parts import Page, example_pictures, labels_input, live, picture_input, python_lines, sentences
 from app.playground import KEY, play
 from digpt.corruptions import CORRUPTIONS, SEVERITIES
 
@@ -41,12 +41,10 @@ def corrupt_tab(page: Page) -> None:
         return run(path, names, kind, level) if path else (None, "", None, "")
 
     inputs, outputs = [picture, labels, corruption, severity], [shown, verdict, result, python]
-    gr.on(
+    live(
         [picture.change, corruption.input, severity.input, labels.blur],
         run_if_given,
         inputs,
         outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
         api_name="corrupt",
     )

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import snippets
-from app.parts import Page, example_pictures, picture_input, python_lines, sentences
+from app.parts import Page, example_pictures, live, picture_input, python_lines, sentences
 from app.patches import patches
 
 KEPT = 8  # pictures with their colours, of everybody who looks at the page
@@ -44,12 +44,4 @@ def patches_tab(page: Page) -> None:
 
     inputs, outputs = [picture, opacity], [result, status, python]
     button.click(run, inputs, outputs, api_name="patches")
-    gr.on(
-        [picture.change, opacity.input],  # a key moves the slider without ever releasing it
-        run_if_given,
-        inputs,
-        outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        api_visibility="private",
-    )
+    live([picture.change, opacity.input], run_if_given, inputs, outputs, api_visibility="private")

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app import handlers, snippets
-from app.parts import Page, picture_input, sentences, shell_line
+from app.parts import Page, live, picture_input, sentences, shell_line
 
 KEPT = 8  # pictures with their classes, of everybody who looks at the page
 
@@ -38,12 +38,4 @@ def segment_tab(page: Page) -> None:
 
     inputs, outputs = [picture, opacity], [result, legend, command]
     button.click(run, inputs, outputs, api_name="segment")
-    gr.on(
-        [picture.change, opacity.input],  # a key moves the slider without ever releasing it
-        run_if_given,
-        inputs,
-        outputs,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        api_visibility="private",
-    )
+    live([picture.change, opacity.input], run_if_given, inputs, outputs, api_visibility="private")

@@ -24,7 +24,7 @@ def test_ray_serve_is_told_the_limits_of_the_server() -> None:
     assert options.ray_actor_options is not None
     assert (options.name, options.num_replicas, options.max_ongoing_requests) == ("digpt", 2, 1000)
     assert options.ray_actor_options["num_cpus"] == 0.5
-    assert options._deployment_config.graceful_shutdown_timeout_s == 7 + 5
+    assert options._deployment_config.graceful_shutdown_timeout_s == 30 + 7 + 5 + 5
 
 
 @pytest.mark.parametrize(
