@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,9 +131,16 @@ def load_engines(config: ServeConfig) -> dict[str, Engine]:
 
 
 def load_engine(config: ServeConfig, spec: str) -> Engine:
-    """Load one model with the options of the command line; DigptError as ``Engine.load``."""
+    """Load one model with the options of the command line; DigptError as ``Engine.load``.
+
+    In a thread that ends with it: OpenMP keeps helpers for every thread that has ever computed, and where they are more
+    than the cores, each of its barriers goes through the kernel (a small model then takes half as long again).
+    """
     limits = DecodeLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-    return Engine.load(spec, config.backend, threads=config.threads, limits=limits, image_size=config.image_size)
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        return thread.submit(
+            Engine.load, spec, config.backend, threads=config.threads, limits=limits, image_size=config.image_size
+        ).result()
 
 
 def loaders(config: ServeConfig) -> dict[str, Loader]:

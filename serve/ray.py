@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from digpt.errors import ConfigError, DigptError, MissingDependencyError, near_misses
 from serve.api import create_app
 from serve.cli import ServeConfig, load_engines
+from serve.heap import settle
 from serve.keys import Keys
 from serve.server import patience_s
 from serve.tracing import otlp
@@ -157,7 +158,9 @@ def replica(config: RayConfig, keys: Keys | None = None) -> FastAPI:
     for engine in engines.values():
         prove(engine)
     tracing = otlp(config.otlp_endpoint) if config.otlp_endpoint else None
-    return create_app(engines, config, keys=keys, tracing=tracing)
+    app = create_app(engines, config, keys=keys, tracing=tracing)
+    settle()
+    return app
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from digpt.engine import Engine
 from digpt.errors import DigptError, near_misses
 from serve.documents import errors
 from serve.errors import ConflictError, UnknownModelError
+from serve.heap import settle
 from serve.keys import require_admin
 from serve.schemas import AbsentCard
 from serve.service import AbsentModel, ServedModel, Service
@@ -125,6 +126,7 @@ class Registry:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: settle())  # not in the task itself, which still holds the model that goes
 
     def _check(self, name: str) -> None:
         if name not in self._available:

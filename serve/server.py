@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from socket import socket
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from serve.heap import settle
 from serve.service import Service
 from serve.settings import Settings
 
@@ -51,6 +53,11 @@ class Server(uvicorn.Server):
         self._patience_s = patience_s(settings) - GRACE_S  # the rest is uvicorn's
         self._told: float | None = None  # when to stop
         self._closed_idle = False
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """As uvicorn's; everything is loaded by now."""
+        settle()
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """What uvicorn makes the handler of SIGTERM and SIGINT."""
