@@ -67,14 +67,14 @@ def facts() -> Facts:
 
 def _sees(objective: DigptObjective, images: Tensor, permutation: Tensor) -> dict[str, Tensor]:
     """By gradients: do any pixels of the cluster at a place reach any prediction of a step?"""
-    images = images.clone().requires_grad_()
+    images, patch = images.clone().requires_grad_(), IMAGE // objective.layout.grid[0]
     found = {}
     for branch, prediction in objective.predict(images, permutation).items():
         steps = [*prediction[0, :-1].split(objective.layout.size), prediction[0, -1:]]
         rows = []
         for step in steps:
             (gradient,) = torch.autograd.grad(step.square().sum(), images, retain_graph=True)
-            patches = torch.nn.functional.unfold(gradient, IMAGE // objective.layout.grid[0], stride=16).mT  # [1,N,.]
+            patches = torch.nn.functional.unfold(gradient, patch, stride=patch).mT  # [1,N,.]
             reached = (objective.layout.to_clusters(patches)[0] != 0).flatten(1).any(1)  # [K], raster
             rows.append(reached[permutation[0]])
         found[branch] = torch.stack(rows)
