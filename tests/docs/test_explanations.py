@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from digpt.encoder import build_encoder, encoder_config
-from evaluate import imagenet
+from evaluate import imagenet, knn
 from scripts.hops_figure import DOORS, hops_figure
 from scripts.objective_figure import FIGURES, Facts, facts
+from train import pretrain
+from train.config import main
 from train.objective import DigptObjective, build_paradigm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,10 +52,10 @@ def test_the_figures_are_those_that_the_scripts_draw(found: Facts) -> None:
     assert (IMAGES / "parity-hops.svg").read_text(encoding="utf-8") == hops_figure().render()
 
 
-def test_the_mask_in_the_figure_is_the_mask_of_the_paper_s_base_model() -> None:
-    with torch.device("meta"):
-        encoder = build_encoder(encoder_config("B/16", 224, depth=4))
-    objective = build_paradigm("digpt", encoder, teacher_grid=(16, 16), teacher_width=1024)
+def test_the_mask_in_the_figure_is_the_mask_of_the_default_objective() -> None:
+    encoder = build_encoder(encoder_config("B/16", 224, embed_dim=48, num_heads=3))
+    options = {"decoder_width": 32, "decoder_heads": 2}
+    objective = build_paradigm("digpt", encoder, teacher_grid=(16, 16), teacher_width=8, **options)
     assert isinstance(objective, DigptObjective) and objective.mask.shape == (148, 148)
     mask = torch.zeros_like(objective.mask)
     covered = torch.zeros(mask.shape, dtype=torch.int64)
@@ -87,7 +89,7 @@ def test_the_clusters_in_the_figure_hold_the_patches_that_the_layout_gives_them(
     """Corners of squares, by cluster: each cluster is a quarter of the grid, where its raster number says."""
     student = shapes(drawn("objective-clusters"), "data-cluster")[:4]
     for path in student:
-        corners = [tuple(map(float, corner)) for corner in re.findall(r"M(\S+) (\S+)h", path["d"])]
+        corners = [tuple(map(float, corner)) for corner in re.findall(r"M([\d.]+) ([\d.]+)h", path["d"])]
         assert len(corners) == found.objective.layout.size
         row, column = divmod(int(path["data-cluster"]), 2)
         assert min(corners) == (30 + 112 * column, 64 + 112 * row)
@@ -133,6 +135,12 @@ def test_the_objective_page_counts_tokens_as_the_objective_does(found: Facts) ->
     assert f"N = (K − 1)·S + 1 = {len(found.objective.mask)} tokens" in page
 
 
+def blocks(page: str, language: str) -> list[list[str]]:
+    """The lines of every fenced block of a language."""
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", page, re.DOTALL | re.MULTILINE)
+    return [[line.strip() for line in block.splitlines()] for block in found]
+
+
 def table(page: str, head: str) -> list[list[str]]:
     """The rows of the table whose first line begins with ``head``."""
     lines = iter(page.splitlines())
@@ -160,23 +168,54 @@ def test_the_sweep_is_the_one_of_the_export_page() -> None:
             assert numbers == [re.findall(r"-?\d+\.\d+", text) for text in (their_points, their_interval)]
 
 
+def said(capsys: pytest.CaptureFixture[str], command: str) -> dict[tuple[str, str], float]:
+    """Run an evaluation as the page has it; its figures by split and metric."""
+    _, _, name, *options = shlex.split(command)
+    assert EVALUATIONS[name]([*options, "--threads", "1", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    return {(result["split"], result["metric"]): result["value"] for result in results}
+
+
+EVALUATIONS = {"evaluate.imagenet": imagenet.main, "evaluate.knn": knn.main}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_a_changed_protocol_costs(capsys: pytest.CaptureFixture[str]) -> None:
     """The commands of docs/explanation/protocols.md print the rows of its first table."""
     page = PAGES["protocols"].read_text(encoding="utf-8")
-    block = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
-    assert block is not None
-    commands = block[1].splitlines()
+    commands = blocks(page, "sh")[0]
     rows = table(page, "| changed | top-1, seen")
-    assert len(commands) == len(rows)
+    assert len(commands) == 7
     for command, row in zip(commands, rows, strict=True):
-        program = ["python", "-m", "evaluate.imagenet"]
-        words = shlex.split(command)
-        assert words[:3] == program
-        assert imagenet.main([*words[3:], "--threads", "1", "--json"]) == 0
-        results = json.loads(capsys.readouterr().out)["results"]
-        values = {(result["split"], result["metric"]): result["value"] for result in results}
+        values = said(capsys, command)
         shown = [f"{100 * values[split, 'top1']:.1f}" for split in ("seen", "val", "flat")]
         shown += [f"{100 * values['flat', 'ece']:.1f}", f"{values['flat', 'nll']:.2f}"]
         assert row[1:] == shown, command
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_leaking_neighbours_are_worth(capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGES["protocols"].read_text(encoding="utf-8")
+    clean, leaking = (100 * said(capsys, command)["flat", "knn_top1_k10"] for command in blocks(page, "sh")[1])
+    assert f"says {leaking:.1f} % instead of {clean:.1f} %" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_log_of_the_objective_page(tmp_path: Path) -> None:
+    """Its losses and baselines, to what another processor may round otherwise over 60 steps."""
+    lines = blocks(PAGES["objective"].read_text(encoding="utf-8"), "console")[0]
+    _, _, program, *options = shlex.split(lines[0].removeprefix("$ "))[:-1]
+    assert program == "train.pretrain" and main("pretrain", pretrain.run, [*options, str(tmp_path)]) == 0
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    by_step = {row["step"]: row for row in logged if "gen_loss" in row}
+    shown = [line for line in lines if line.startswith("step ")]
+    assert [int(line.split("/")[0].removeprefix("step ")) for line in shown] == [20, 40, 60] == list(by_step)
+    for line, row in zip(shown, by_step.values(), strict=True):
+        figures = dict(re.findall(r"(\w*(?:loss|baseline)) (\d\.\d+)", line))
+        assert len(figures) == 5
+        assert {name: row[name] for name in figures} == pytest.approx(
+            {name: float(value) for name, value in figures.items()}, abs=0.02
+        )
