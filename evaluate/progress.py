@@ -1,7 +1,8 @@
-"""What a long evaluation says while it runs: a bar per thing being done, on stderr, with speed and time left."""
+"""What a long evaluation says while it runs, on stderr: on a terminal a bar per thing being done, elsewhere lines."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+EVERY = 30.0  # seconds between the lines where there is no terminal
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: it cannot be counted)."""
 
@@ -37,9 +39,13 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Bars on stderr that vanish when an error ends the work, so that it stands alone."""
+    """Bars on stderr that vanish when an error ends the work, so that it stands alone; in a pipe or file, lines."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bar:
+    with Bars(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def finish() -> None:
@@ -61,3 +67,18 @@ def bars() -> Iterator[Progress]:
             bar.disable = True  # or Progress.stop would print an empty line
             raise
         finish()
+
+
+def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Report by whole lines: now and then how far a thing is, and when it is done."""
+    begun = clock()
+    told: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        finished = bool(total) and done >= total
+        if told.get(what) == float("inf") or not total or not (finished or clock() - told.get(what, begun) >= EVERY):
+            return
+        told[what] = float("inf") if finished else clock()
+        console.print(f"{what} {done:,}/{total:,}", highlight=False, markup=False, soft_wrap=True)
+
+    return report
