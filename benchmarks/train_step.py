@@ -20,12 +20,12 @@ from functools import partial
 from typing import Literal, cast
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from benchmarks.matmul import best_seconds
 from benchmarks.roofline import Part, bandwidth, counted, roofline
 from benchmarks.straightforward_step import StepShape, StraightforwardStep
+from digpt.cli import Command
 from digpt.encoder import build_encoder, encoder_config
 from digpt.errors import ConfigError
 from train.config import TrainConfig
@@ -34,6 +34,9 @@ from train.optim import build_optimizer, decay_groups
 
 AGREE = 1e-2  # largest relative difference of the two losses
 BETAS = (0.9, 0.95)
+
+
+COMMAND = Command("benchmarks.train_step", __doc__)
 
 
 @dataclass(frozen=True)
@@ -311,7 +314,10 @@ def roofline_table(report: Report) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 when the two losses disagree."""
-    options = tyro.cli(Options, args=argv, prog="python -m benchmarks.train_step", description=__doc__)
+    return COMMAND.run(Options, argv, _train_step)
+
+
+def _train_step(options: Options) -> int:
     torch.set_num_threads(options.threads)
     precision, fact = chosen_precision(options.precision)
     report = measure(options, cast(Literal["fp32", "bf16"], precision))

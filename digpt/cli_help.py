@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+COMMAND_LINE = re.compile(r" *(python|accelerate|serve) \S")
 INDENT, COLUMN = 2, 24  # where an option and its text begin
 WIDEST = 100
 KINDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
-UNTOLD = (None, "", (), False, True)  # defaults that the text tells, or that go without saying
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Entry:
             return f"{self.text} (required)"
         if not self.default or "default" in self.text:
             return self.text
-        return f"{self.text.rstrip('.')} (default: {self.default}).".strip()
+        stop = "." * self.text.endswith(".")
+        return f"{self.text.removesuffix('.')} (default: {self.default}){stop}".strip()
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def entries_of(options: type[Any], default: Any = None, prefix: str = "", group:
                 () if positional else _flags(prefix + _dashed(each.name), kind, value),
                 shown,
                 texts.get(each.name, ""),
-                "" if value is dataclasses.MISSING or value in UNTOLD else _said(value),
+                _said(value),
                 positional,
                 value is dataclasses.MISSING,
             )
@@ -118,7 +119,7 @@ def page(about: Page, entries: Sequence[Entry]) -> str:
         lines += ["", *_wrapped(note, width)]
     if about.exits:
         lines += ["", _heading("Exit codes:")]
-        lines += [line for code, meaning in about.exits.items() for line in _row(str(code), meaning, width, 4)]
+        lines += [line for code, meaning in about.exits.items() for line in _row(str(code), meaning, width, 5)]
     return "\n".join(lines) + "\n"
 
 
@@ -169,6 +170,9 @@ def _value(kind: Any, repeated: bool = False) -> str:
 
 
 def _said(value: Any) -> str:
+    """A default; nothing for one that goes without saying, or that the text has to explain."""
+    if value is dataclasses.MISSING or value is None or isinstance(value, bool):
+        return ""
     return " ".join(map(_said, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -200,7 +204,7 @@ def _written(options: type[Any]) -> dict[str, str]:
 def _parts(about: str) -> tuple[str, list[str], list[str]]:
     """Purpose, example commands, and the paragraphs beyond them."""
     paragraphs = [part for part in about.strip().split("\n\n") if part.strip()]
-    blocks = [part for part in paragraphs if part.startswith("    ")]
+    blocks = [part for part in paragraphs if all(COMMAND_LINE.match(line) for line in part.splitlines())]
     prose = [" ".join(part.replace("`", "").split()) for part in paragraphs if part not in blocks]
     examples = [line.strip() for line in (blocks[0].splitlines() if blocks else [])]
     return prose[0] if prose else "", examples, prose[1:]

@@ -16,13 +16,14 @@ from typing import Annotated
 
 import tyro
 
+from digpt.cli import Command
 from digpt.errors import DataError
-from evaluate.cli import EvaluateOptions, command, publish
+from evaluate.cli import EvaluateOptions, publish
 from evaluate.progress import bars
 from evaluate.run import publish as compute
 from evaluate.store import STORE_NAME, Store
 
-COMMAND = command("recompute", __doc__)
+COMMAND = Command("evaluate.recompute", __doc__)
 
 
 @dataclass(frozen=True)
