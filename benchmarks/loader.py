@@ -41,7 +41,9 @@ class Config:
     size: tuple[int, int] = (500, 375)
     """Width and height of the pictures."""
     crop: int = 224
+    """Side of the crops in pixels."""
     batch: int = 16
+    """Images per batch."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of loader processes to compare."""
     json: bool = False

@@ -43,15 +43,21 @@ class Config:
     """Bulk embedding benchmark."""
 
     model: str = "bundled"
+    """What serve.offline takes."""
     backend: str | None = None
+    """By default what fits the model."""
     images: int = 4096
     """Crops to embed per round; an eighth as many photographs."""
     batch_size: int = 64
+    """Images per forward pass."""
     threads: int | None = None
     """Threads of the model; by default as many as the backend likes."""
     decode_workers: int | None = None
+    """Threads that decode; by default one per core."""
     rounds: int = 5
+    """Of both, in turns."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the figures as JSON on standard output, and nothing else there."""
 
 
 def picture(number: int, size: tuple[int, int]) -> Image.Image:
