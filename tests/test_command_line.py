@@ -21,12 +21,12 @@ from pathlib import Path
 import pytest
 import tyro
 from rich.console import Console
-from test_commands import COMMANDS, flags_of
 
 from digpt.cli import Command
 from digpt.cli_help import entries_of
 from digpt.errors import ConfigError
 from evaluate.progress import lines
+from tests.test_commands import COMMANDS, flags_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
@@ -230,7 +230,7 @@ def commands_of_the_page() -> Iterator[str]:
             yield from block.splitlines()
 
 
-@pytest.mark.parametrize("command", commands_of_the_page())
+@pytest.mark.parametrize("command", list(commands_of_the_page()))
 def test_the_page_is_right(command: str) -> None:
     module, *arguments = command.removeprefix("python -m ").split()
     code, out, err = started(module, *arguments)
