@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from digpt.cli_help import Page, entries_of, page
+from digpt.cli_help import Entry, Page, entries_of, page
 from digpt.errors import DigptError, near_misses
 
 REFUSED, INTERRUPTED = 2, 130  # 130 is what a shell reports for a process that SIGINT ended
@@ -27,7 +27,8 @@ NOTHING_KEPT = "nothing was kept"
 CONTINUES = "give the same command again: it goes on from what --output holds"
 HELP = ("-h", "--help")
 _FRAME = re.compile(r"[╭╮╰╯│─]|\x1b\[[0-9;]*m")
-_UNREADABLE = re.compile(r"Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*)\]")
+_UNREADABLE = re.compile(r"Error parsing (?P<flag>\S+): .*'(?P<given>[^']*)'")
+_NO_CHOICE = re.compile(r"invalid choice '(?P<given>.*?)' for argument '(?P<flag>\S+)'")
 
 Options = TypeVar("Options")
 
@@ -108,7 +109,7 @@ class Command:
                 )
         except SystemExit as stopped:
             if stopped.code == REFUSED:
-                self._refuse_arguments(told.getvalue())
+                self._refuse_arguments(told.getvalue(), entries_of(options, default))
             raise
         print(told.getvalue(), end="", file=sys.stderr)
         return found, list(unknown)
@@ -119,7 +120,7 @@ class Command:
         wrong = f"no option {flags[0]}" if flags else f"no place for {unknown[0]!r}"
         self._end(f"There is {wrong}.{near_misses(flags[0], known) if flags else ''}")
 
-    def _refuse_arguments(self, told: str) -> NoReturn:
+    def _refuse_arguments(self, told: str, entries: Sequence[Entry]) -> NoReturn:
         """Say in one line what tyro says in a box, up to its first rule or empty line."""
         lines = [_FRAME.sub("", line) for line in told.splitlines()][1:]
         body = list(itertools.takewhile(str.strip, lines))
@@ -127,9 +128,10 @@ class Command:
         if text.startswith("Missing from"):
             names = [line.strip() for line in body if re.match(r" {5}\S", line)]
             self._end(f"Give {' and '.join(names)}.")
-        if value := _UNREADABLE.match(text):
-            flag, kind, given = value.groups()
-            self._end(f"{flag} {given.strip(chr(39))} is no {kind.removeprefix('{None}|')}.")
+        kinds = {flag: entry.value for entry in entries for flag in entry.flags}
+        for pattern, verb in ((_UNREADABLE, "is no"), (_NO_CHOICE, "is none of")):
+            if (wrong := pattern.match(text)) and wrong["flag"] in kinds:
+                self._end(f"{wrong['flag']} {wrong['given']} {verb} {kinds[wrong['flag']]}.")
         self._end(text)
 
     def _end(self, sentence: str) -> NoReturn:

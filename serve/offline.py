@@ -52,10 +52,10 @@ Write: TypeAlias = Callable[[Sequence[int]], Iterator[tuple[int, float]]]
 class OfflineConfig:
     """Embed images in bulk into one Parquet file. The same command continues what was killed."""
 
-    input: Annotated[str, tyro.conf.Positional]
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """A folder of images, webdataset shards (a folder, or SHARDS/{000..099}.tar), Parquet files with a column of bytes;
     folder:, wds: or parquet: before it says which where a path does not."""
-    output: Annotated[Path, tyro.conf.Positional]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The Parquet file to write; OUTPUT.parts/ lies beside it until it is complete."""
     model: str = "bundled"
     """bundled, a ckpt.pt, an artifact directory, timm:NAME, open_clip:NAME/TAG."""

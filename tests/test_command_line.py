@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import tyro
@@ -133,12 +134,14 @@ class Inner:
 class Sample:
     """Options of a command that is there for these tests."""
 
-    place: tyro.conf.Positional[Path]
+    place: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PLACE")]
     """Where."""
     limit: int | None = None
     """At most so many (default: all)."""
     seed: int = 0
     """Decides."""
+    order: Literal["up", "down"] = "up"
+    """Of the numbers."""
     inner: Inner = Inner()
 
 
@@ -154,8 +157,9 @@ def test_the_help_of_a_sample(capsys: pytest.CaptureFixture[str], monkeypatch: p
         "  python -m sample here --limit 3\n\nArguments:\n  PLACE                   Where.\n\nOptions:\n"
         "  --limit INT             At most so many (default: all).\n"
         "  --seed INT              Decides (default: 0).\n"
-        "  --inner.depth INT       how deep. (default: 2)\n".replace("deep. (default: 2)", "deep (default: 2).")
-        + "  --inner.exact, --inner.no-exact\n                          to the bit\n"
+        "  --order {up,down}       Of the numbers (default: up).\n"
+        "  --inner.depth INT       how deep (default: 2).\n"
+        "  --inner.exact, --inner.no-exact\n                          to the bit\n"
         "  -h, --help              This text.\n"
     )
     defaults = {entry.shown: entry.default for entry in entries_of(Sample, Sample(Path("x"), seed=7))}
@@ -167,6 +171,8 @@ def test_the_help_of_a_sample(capsys: pytest.CaptureFixture[str], monkeypatch: p
     [
         ([], "Give PLACE."),
         (["x", "--limit", "many"], "--limit many is no INT."),
+        (["x", "--seed", "many"], "--seed many is no INT."),
+        (["x", "--order", "odd"], "--order odd is none of {up,down}."),
         (["x", "--limit"], "Missing value for argument '--limit'."),
         (["x", "--limti", "3"], "There is no option --limti. Did you mean '--limit'?"),
         (["x", "y"], "There is no place for 'y'."),

@@ -58,7 +58,7 @@ MEASURES = {
 class AblateConfig:
     """Which table, and how small."""
 
-    table: Annotated[str, tyro.conf.Positional]  # 5, 6, 7, 8, 9, central, orders
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]  # 5, 6, 7, 8, 9, central, orders
     seeds: int = 3  # runs of each row
     steps: int = 120  # of pretraining, for rows compared at equal steps
     finetune_steps: int = 100  # of finetuning

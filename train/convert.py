@@ -32,8 +32,8 @@ COMMAND = Command("train.convert", __doc__)
 class ConvertConfig:
     """What is converted, and how its images are to be resized."""
 
-    source: Annotated[Path, tyro.conf.Positional]  # the released .pth
-    output: Annotated[Path, tyro.conf.Positional]  # the ckpt.pt to write
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]  # the released .pth
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]  # the ckpt.pt to write
     resize: Protocol = "shortest"  # how evaluations will resize
     crop_pct: float = 0.875  # of the shorter side; squash takes the whole image
     overwrite: bool = False  # replace an output that is there
