@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 
 from digpt.cli import Command
@@ -42,7 +44,7 @@ class Config:
     """Width and height of the pictures."""
     crop: int = 224
     """Side of the crops in pixels."""
-    batch: int = 16
+    batch: Annotated[int, tyro.conf.arg(aliases=("--batch-size",))] = 16
     """Images per batch."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of loader processes to compare."""

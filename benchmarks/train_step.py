@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from benchmarks.matmul import best_seconds
@@ -58,7 +59,7 @@ class Options:
     """CPU threads."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a matrix product is faster in it than in fp32."""
-    batch: int = 8
+    batch: Annotated[int, tyro.conf.arg(aliases=("--batch-size",))] = 8
     """Images per step."""
     rounds: int = 3
     """Rounds; each runs both steps, with a matrix product before, between and after. One more is not counted."""

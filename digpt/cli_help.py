@@ -78,12 +78,13 @@ def entries_of(options: type[Any], default: Any = None, prefix: str = "", group:
             found += entries_of(kind, nested, f"{prefix}{_dashed(each.name)}.", group or each.name)
             continue
         positional = tyro.conf.Positional in extras
+        also = [alias for extra in extras for alias in getattr(extra, "aliases", None) or ()]
         given = next((extra.metavar for extra in extras if getattr(extra, "metavar", None)), None)
         shown = given or (each.name.upper() if positional else _value(kind, tyro.conf.UseAppendAction in extras))
         found.append(
             Entry(
                 group or each.name,
-                () if positional else _flags(prefix + _dashed(each.name), kind, value),
+                () if positional else (*_flags(prefix + _dashed(each.name), kind, value), *also),
                 shown,
                 texts.get(each.name, ""),
                 _said(value),

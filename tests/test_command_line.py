@@ -138,7 +138,7 @@ class Sample:
     """Where."""
     limit: int | None = None
     """At most so many (default: all)."""
-    seed: int = 0
+    seed: Annotated[int, tyro.conf.arg(aliases=("--of",))] = 0
     """Decides."""
     order: Literal["up", "down"] = "up"
     """Of the numbers."""
@@ -156,14 +156,14 @@ def test_the_help_of_a_sample(capsys: pytest.CaptureFixture[str], monkeypatch: p
         "usage: python -m sample PLACE [options]\n\nSay what was read.\n\nExample:\n"
         "  python -m sample here --limit 3\n\nArguments:\n  PLACE                   Where.\n\nOptions:\n"
         "  --limit INT             At most so many (default: all).\n"
-        "  --seed INT              Decides (default: 0).\n"
+        "  --seed, --of INT        Decides (default: 0).\n"
         "  --order {up,down}       Of the numbers (default: up).\n"
         "  --inner.depth INT       how deep (default: 2).\n"
         "  --inner.exact, --inner.no-exact\n                          to the bit\n"
         "  -h, --help              This text.\n"
     )
     defaults = {entry.shown: entry.default for entry in entries_of(Sample, Sample(Path("x"), seed=7))}
-    assert defaults["--seed INT"] == "7"
+    assert defaults["--seed, --of INT"] == "7"
 
 
 @pytest.mark.parametrize(

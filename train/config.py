@@ -245,9 +245,14 @@ def command_line(command: str, about: str | None = None) -> Command:
 
 
 def say(text: str) -> None:
-    """Print in the main process only; accelerate and torchrun both number the processes in RANK."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print in the main process only."""
+    if main_process():
         print(text)
+
+
+def main_process() -> bool:
+    """Whether this is the first of the processes; accelerate and torchrun both number them in RANK."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Interrupted(DigptError):
@@ -272,8 +277,8 @@ def main(command: str, run: Callable[[Any], Path], argv: list[str] | None = None
         except Interrupted as stopped:
             print(f"interrupted: {stopped}", file=sys.stderr)
             return stopped.exit_code
-        if as_json:
-            say(json.dumps(trained(path), ensure_ascii=False))
+        if as_json and main_process():
+            print(json.dumps(trained(path), ensure_ascii=False))
         return 0
 
     return command_line(command).guard(work)
