@@ -12,7 +12,6 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -95,7 +94,6 @@ def entries_of(options: type[Any], default: Any = None, prefix: str = "", group:
     return found
 
 
-@cache
 def documented(options: type[Any]) -> dict[str, str]:
     """What the source says about each field: the string below it, the comment behind it, or ``Attributes:``."""
     texts: dict[str, str] = {}
