@@ -26,8 +26,8 @@ REFUSED, INTERRUPTED = 2, 130  # 130 is what a shell reports for a process that 
 NOTHING_KEPT = "nothing was kept"
 CONTINUES = "give the same command again: it goes on from what --output holds"
 HELP = ("-h", "--help")
-_FRAME = re.compile(r"[╭╮╰╯│─]|\x1b\[[0-9;]*m")
-_UNREADABLE = re.compile(r"Error parsing (?P<flag>\S+): .*'(?P<given>[^']*)'")
+_FRAME = re.compile(r"[╭╮╰╯│─]|^ *-{3,} *$|\x1b\[[0-9;]*m")  # of tyro's boxes, drawn in UTF-8 or in ASCII
+_UNREADABLE = re.compile(r"Error parsing (?:\S+/)?(?P<flag>\S+): .*'(?P<given>[^']*)'")
 _NO_CHOICE = re.compile(r"invalid choice '(?P<given>.*?)' for argument '(?P<flag>\S+)'")
 
 Options = TypeVar("Options")
@@ -122,11 +122,12 @@ class Command:
 
     def _refuse_arguments(self, told: str, entries: Sequence[Entry]) -> NoReturn:
         """Say in one line what tyro says in a box, up to its first rule or empty line."""
-        lines = [_FRAME.sub("", line) for line in told.splitlines()][1:]
-        body = list(itertools.takewhile(str.strip, lines))
+        lines = [_FRAME.sub("", line) for line in told.splitlines()[1:]]
+        body = list(itertools.takewhile(str.strip, itertools.dropwhile(lambda line: not line.strip(), lines)))
         text = " ".join(" ".join(body).split())
         if text.startswith("Missing from"):
-            names = [line.strip() for line in body if re.match(r" {5}\S", line)]
+            indent = re.match(r" *", body[0])
+            names = [line.strip() for line in body if indent and re.match(rf"{indent[0]} {{4}}\S", line)]
             self._end(f"Give {' and '.join(names)}.")
         kinds = {flag: entry.value for entry in entries for flag in entry.flags}
         for pattern, verb in ((_UNREADABLE, "is no"), (_NO_CHOICE, "is none of")):

@@ -27,9 +27,11 @@ from evaluate.suite_imagenet import ROBUSTNESS
 
 TABLE_WIDTH = 120  # where the output is no terminal
 GROUPS = {
+    "What is compared": ("a", "b", "more"),
+    "Gates": ("fail_if_worse", "margin", "alpha", "same"),
     "Model": ("spec", "backend", "image_size", "list"),
     "Data": ("data", "data_root", "sets", "split", "reduce_zero", "limit", "preview", "seed", "deep"),
-    "Output": ("output", "overwrite", "json", "part", "overlays"),
+    "Output": ("output", "overwrite", "json", "part", "overlays", "classes"),
     "What is measured": (
         *("corruptions", "jpeg", "templates", "k", "temperature", "reference", "inference", "multi_scale", "flip"),
         *("learning_rates", "iterations", "probe_batch", "held_out"),

@@ -46,7 +46,7 @@ from digpt.files import atomic_json, atomic_write
 from digpt.report import write_page
 from digpt.results import with_fingerprint
 from digpt.significance import holm
-from evaluate.cli import TABLE_WIDTH
+from evaluate.cli import GROUPS, TABLE_WIDTH
 from evaluate.compare_report import page
 from evaluate.compare_table import largest, points, render, shown_p
 from evaluate.drift import drifts
@@ -69,16 +69,7 @@ from evaluate.progress import Progress, bars, no_progress
 from evaluate.store import Store, differences, view_arrays
 from evaluate.suite import AnyView, KnnView, MaskView, ProbeView
 
-COMMAND = Command(
-    "evaluate.compare",
-    __doc__,
-    {
-        "What is compared": ("a", "b", "more"),
-        "Gates": ("fail_if_worse", "margin", "alpha", "same"),
-        "Output": ("output", "classes", "json"),
-    },
-    {1: "B is worse (--fail-if-worse), or the engines differ (--same)", 2: "the two cannot be compared"},
-)
+COMMAND = Command("evaluate.compare", __doc__, GROUPS, {1: "B is worse (--fail-if-worse), or engines differ (--same)"})
 SCHEMA_VERSION = 1
 JSON_NAME, CSV_NAME, PAGE_NAME = "compare.json", "per_class.csv", "compare.html"
 _SHOWN = 5  # differing protocol keys that a refusal names

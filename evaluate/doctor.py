@@ -1,6 +1,6 @@
 """Check the data before any compute is spent: where each set is, whether it is whole, and whether its labels are right.
 
-python -m evaluate.doctor                                  # the bundled emoji set
+python -m evaluate.doctor  # the bundled emoji set
 python -m evaluate.doctor --data folder:my-pictures
 python -m evaluate.doctor --data-root data --sets imagenet imagenet-c --deep --json
 """

@@ -1,4 +1,4 @@
-"""k-nearest neighbours on frozen embeddings, DINO's protocol: needs neither a head nor a text tower.
+"""The k nearest neighbours on frozen embeddings, DINO's protocol: needs neither a head nor a text tower.
 
     python -m evaluate.knn runs/pretrain/ckpt.pt
     python -m evaluate.knn timm:vit_base_patch14_dinov2.lvd142m --data-root data --k 10 20 100 200

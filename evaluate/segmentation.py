@@ -1,4 +1,4 @@
-"""mIoU, mAcc and aAcc of a segmentation on ADE20K, on your own images and masks, or on the miniature's scenes.
+"""A segmentation's mIoU, mAcc and aAcc on ADE20K, on your own images and masks, or on the miniature's scenes.
 
     python -m evaluate.segmentation runs/segment/ckpt.pt
     python -m evaluate.segmentation runs/segment/ckpt.pt --data-root data --output runs/ade20k
