@@ -12,19 +12,24 @@ import io
 import itertools
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import tyro
 
 from digpt.cli_help import Entry, Page, entries_of, page
 from digpt.errors import DigptError, near_misses
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 REFUSED, INTERRUPTED = 2, 130  # 130 is what a shell reports for a process that SIGINT ended
 NOTHING_KEPT = "nothing was kept"
 CONTINUES = "give the same command again: it goes on from what --output holds"
+EVERY = 30.0  # seconds between lines of progress
 HELP = ("-h", "--help")
 _FRAME = re.compile(r"[╭╮╰╯│─]|^ *-{3,} *$|\x1b\[[0-9;]*m")  # of tyro's boxes, drawn in UTF-8 or in ASCII
 _UNREADABLE = re.compile(r"Error parsing (?:\S+/)?(?P<flag>\S+): .*'(?P<given>[^']*)'")
@@ -144,3 +149,18 @@ def refuse(error: Exception) -> int:
     """Print an error meant for the user as one line on standard error; return exit code 2."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
     return REFUSED
+
+
+def progress_lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
+    """Progress where there is no terminal: a whole line now and then, and one when a thing is done."""
+    begun = clock()
+    told: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        finished = bool(total) and done >= total
+        if told.get(what) == float("inf") or not total or not (finished or clock() - told.get(what, begun) >= EVERY):
+            return
+        told[what] = float("inf") if finished else clock()
+        console.print(f"{what} {done:,}/{total:,}", highlight=False, markup=False, soft_wrap=True)
+
+    return report

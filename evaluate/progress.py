@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,7 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-EVERY = 30.0  # seconds between the lines where there is no terminal
+from digpt.cli import progress_lines
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: it cannot be counted)."""
 
@@ -42,7 +42,7 @@ def bars() -> Iterator[Progress]:
     """Bars on stderr that vanish when an error ends the work, so that it stands alone; in a pipe or file, lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lines(console)
+        yield progress_lines(console)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Bars(*columns, console=console) as bar:
@@ -67,18 +67,3 @@ def bars() -> Iterator[Progress]:
             bar.disable = True  # or Progress.stop would print an empty line
             raise
         finish()
-
-
-def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Report by whole lines: now and then how far a thing is, and when it is done."""
-    begun = clock()
-    told: dict[str, float] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        finished = bool(total) and done >= total
-        if told.get(what) == float("inf") or not total or not (finished or clock() - told.get(what, begun) >= EVERY):
-            return
-        told[what] = float("inf") if finished else clock()
-        console.print(f"{what} {done:,}/{total:,}", highlight=False, markup=False, soft_wrap=True)
-
-    return report

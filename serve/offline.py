@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from digpt.errors import BackendError, ConfigError
 from serve.offline_embed import PartWriter
 from serve.offline_inputs import Inputs, ParquetInputs, open_inputs
 from serve.offline_parts import Job, Parts
-from serve.offline_progress import Progress, bar, no_progress
+from serve.offline_progress import Progress, no_progress, progressing
 
 COMMAND = Command(
     "serve.offline",
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _offline(config: OfflineConfig) -> int:
     try:
-        with bar() if sys.stderr.isatty() else nullcontext(no_progress) as progress:
+        with progressing() as progress:
             summary = embed(config, progress)
     except OSError as error:  # a full disk, a folder that may not be read
         raise BackendError(str(error)) from error

@@ -23,10 +23,9 @@ import pytest
 import tyro
 from rich.console import Console
 
-from digpt.cli import Command
+from digpt.cli import Command, progress_lines
 from digpt.cli_help import entries_of
 from digpt.errors import ConfigError
-from evaluate.progress import lines
 from tests.test_commands import COMMANDS, flags_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,7 +222,7 @@ def test_colour_is_for_terminals_and_can_be_left_out(monkeypatch: pytest.MonkeyP
 
 def test_progress_in_a_pipe_is_whole_lines_now_and_then() -> None:
     out, now = io.StringIO(), [0.0]
-    report = lines(Console(file=out), clock=lambda: now[0])
+    report = progress_lines(Console(file=out), clock=lambda: now[0])
     for done in range(1, 101):
         now[0] += 1.0
         report("[images]", done, 100)
