@@ -1,8 +1,12 @@
-"""The command line of ``python -m app``."""
+"""Try models in the browser.
+
+python -m app --model bundled
+python -m app --model open_clip:ViT-B-16/openai --search-dir my-pictures
+python -m app --model bundled --model runs/onnx
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,18 +14,15 @@ from typing import Annotated
 import tyro
 
 from app.search import folder
+from digpt.cli import Command
 from digpt.engine import Engine
-from digpt.errors import DigptError
+
+COMMAND = Command("app", __doc__, after="the demo has stopped")
 
 
 @dataclass(frozen=True)
 class AppConfig:
-    """Try models in the browser.
-
-    python -m app --model bundled
-    python -m app --model open_clip:ViT-B-16/openai --search-dir my-pictures
-    python -m app --model bundled --model runs/onnx
-    """
+    """Options of the demo."""
 
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEC"), tyro.conf.UseAppendAction] = ()
     """A model to pick in the browser, repeatable; the first is shown first. bundled (the default), a ckpt.pt, an
@@ -39,15 +40,14 @@ class AppConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Show the demo until interrupted; 2 and a sentence if a model cannot be loaded or there is nothing to search."""
-    config = tyro.cli(AppConfig, prog="python -m app", args=argv)
-    try:
-        engines = load_engines(config)
-        if config.search_dir is not None:
-            folder(config.search_dir)
-    except DigptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Show the demo until interrupted; return the exit code."""
+    return COMMAND.run(AppConfig, argv, _show)
+
+
+def _show(config: AppConfig) -> int:
+    engines = load_engines(config)
+    if config.search_dir is not None:
+        folder(config.search_dir)
     from app.demo import launch  # after the models, whose errors should not wait for Gradio's import
 
     for name, engine in engines.items():

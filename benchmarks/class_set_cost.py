@@ -7,22 +7,43 @@ Prints the median milliseconds of each, asked in turns, and their ratio.
 
 from __future__ import annotations
 
-import argparse
 import base64
+import json
 import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import uvicorn
 
+from digpt.cli import Command
 from digpt.engine import Engine
 from serve import Settings, create_app
 
 IMAGE = Path(__file__).resolve().parents[1] / "examples" / "images" / "red-apple.png"
+
+
+COMMAND = Command("benchmarks.class_set_cost", __doc__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    model: str = "bundled"
+    """What serve takes."""
+    labels: int = 1000
+    """How many."""
+    rounds: int = 300
+    """Rounds, of which the median counts; a tenth more go before."""
+    threads: int = 1
+    """Threads of the model."""
+    json: bool = False
+    """Print JSON on standard output, and nothing else there."""
 
 
 @contextmanager
@@ -62,20 +83,21 @@ def measure(client: httpx.Client, labels: int, rounds: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="The cost of many labels in a classify request.")
-    parser.add_argument("--model", default="bundled")
-    parser.add_argument("--labels", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args(argv)
+    """Measure and print; return the exit code."""
+    return COMMAND.run(Config, argv, _cost)
+
+
+def _cost(config: Config) -> int:
     with (
-        serving(arguments.model, arguments.threads) as address,
+        serving(config.model, config.threads) as address,
         httpx.Client(base_url=address, timeout=120, trust_env=False) as client,
     ):
         while client.get("/health/ready").status_code != 200:
             time.sleep(0.1)
-        found = measure(client, arguments.labels, arguments.rounds)
+        found = measure(client, config.labels, config.rounds)
+    if config.json:
+        print(json.dumps({"milliseconds": found}))
+        return 0
     for name, value in found.items():
         print(f"{name:20} {value:7.2f} ms  {value / found['embed']:5.2f} of embed")
     return 0

@@ -23,7 +23,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from digpt.errors import BackendError, ConfigError, DigptError, near_misses
+from digpt.cli import Command
+from digpt.errors import BackendError, ConfigError, near_misses
 from digpt.runtime import AUTO, MODEL_BACKENDS, load_runtime
 from digpt.runtime.base import Runtime
 from digpt.runtime.timing import speed, time_engines
@@ -37,6 +38,9 @@ TORCH = tuple(name for name in MODEL_BACKENDS if name != AUTO)
 ENGINES = (*TORCH, *BUILDERS)
 SEEDED = "seeded:"
 WIDTH = 140  # where the output is no terminal
+
+
+COMMAND = Command("benchmarks.engines", __doc__)
 
 
 @dataclass(frozen=True)
@@ -231,24 +235,23 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table per model; return 0, or 2 where an option was refused."""
-    options = tyro.cli(Options, args=argv, prog="python -m benchmarks.engines", description=__doc__)
+    return COMMAND.run(Options, argv, _engines)
+
+
+def _engines(options: Options) -> int:
     log = Console(stderr=True, highlight=False)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     documents = []
-    try:
-        for spec in options.specs:
-            with redirect_stdout(sys.stderr):  # the exporter's libraries print what they like
-                comparison = compare(spec, options, lambda line: log.print(f"[dim]{line}[/dim]"))
-            documents.append(document(comparison))
-            if not options.json:
-                console.print(table(comparison))
-                for engine, reason in comparison.missing.items():
-                    console.print(f"{engine} is missing: {reason}", soft_wrap=True)
-                if comparison.peak_memory_mb:
-                    console.print(f"peak memory {comparison.peak_memory_mb:,.0f} MB")
-    except DigptError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    for spec in options.specs:
+        with redirect_stdout(sys.stderr):  # the exporter's libraries print what they like
+            comparison = compare(spec, options, lambda line: log.print(f"[dim]{line}[/dim]"))
+        documents.append(document(comparison))
+        if not options.json:
+            console.print(table(comparison))
+            for engine, reason in comparison.missing.items():
+                console.print(f"{engine} is missing: {reason}", soft_wrap=True)
+            if comparison.peak_memory_mb:
+                console.print(f"peak memory {comparison.peak_memory_mb:,.0f} MB")
     if options.json:
         print(json.dumps(documents, indent=2))
     return 0

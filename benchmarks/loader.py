@@ -17,17 +17,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
 from PIL import Image
 
+from digpt.cli import Command
 from digpt.data.images import open_images
 from train.keyed import keeping_generators
 from train.loader import LoaderConfig, PhotoTraining
 from train.photo_augment import CropConfig, FinetuneAugment, PhotoAugment, mix
 from train.share import Share
+
+COMMAND = Command("benchmarks.loader", __doc__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Config:
     size: tuple[int, int] = (500, 375)
     """Width and height of the pictures."""
     crop: int = 224
-    batch: int = 16
+    """Side of the crops in pixels."""
+    batch: Annotated[int, tyro.conf.arg(aliases=("--batch-size",))] = 16
+    """Images per batch."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of loader processes to compare."""
     json: bool = False
@@ -111,9 +117,12 @@ def throughput(root: Path, augment: CropConfig | FinetuneAugment, workers: int, 
         batches.close()  # type: ignore[attr-defined]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    config = tyro.cli(Config, args=argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
+    return COMMAND.run(Config, argv, _loader)
+
+
+def _loader(config: Config) -> int:
     torch.set_num_threads(1)  # as in the loader's processes
     with tempfile.TemporaryDirectory() as folder:
         encoded = write_pictures(Path(folder), config)
@@ -127,14 +136,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = {"kilobytes": kilobytes, "milliseconds": milliseconds_per_image, "images_per_second": rates}
         json.dump(result, sys.stdout, indent=2)
         print()
-        return
+        return 0
     print(f"{config.size[0]} x {config.size[1]} JPEG of {kilobytes:.0f} kB, crop {config.crop}; ms per image, one core")
     for name, value in milliseconds_per_image.items():
         print(f"  {name:24} {value:6.2f}  ({value / milliseconds_per_image['decode']:.2f} x decode)")
     for name, rate in rates.items():
         line = "  ".join(f"{workers} workers {value:.0f}" for workers, value in rate.items())
         print(f"{name}, images/s: {line}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

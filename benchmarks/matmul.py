@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import tyro
+
+from digpt.cli import Command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+COMMAND = Command("benchmarks.matmul", __doc__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ def measure(config: Config) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = tyro.cli(Config, args=argv, prog="python -m benchmarks.matmul")
+    """Measure and print; return the exit code."""
+    return COMMAND.run(Config, argv, _matmul)
+
+
+def _matmul(config: Config) -> int:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     figures = measure(config)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -29,9 +30,12 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from digpt.cli import Command
 from digpt.engine import Engine
 from digpt.runtime.base import Runtime
 from serve.offline import OfflineConfig, embed
+
+COMMAND = Command("benchmarks.offline", __doc__)
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,21 @@ class Config:
     """Bulk embedding benchmark."""
 
     model: str = "bundled"
+    """What serve.offline takes."""
     backend: str | None = None
+    """By default what fits the model."""
     images: int = 4096
     """Crops to embed per round; an eighth as many photographs."""
     batch_size: int = 64
+    """Images per forward pass."""
     threads: int | None = None
     """Threads of the model; by default as many as the backend likes."""
     decode_workers: int | None = None
+    """Threads that decode; by default one per core."""
     rounds: int = 5
+    """Of both, in turns."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the figures as JSON on standard output, and nothing else there."""
 
 
 def picture(number: int, size: tuple[int, int]) -> Image.Image:
@@ -153,9 +163,12 @@ def ratios(name: str, rates: dict[str, list[Rate]], by: str) -> list[float]:
     return [rate / best for rate, best in zip(offline, expected, strict=True)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    config = tyro.cli(Config, args=argv, description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
+    return COMMAND.run(Config, argv, _offline)
+
+
+def _offline(config: Config) -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(config, Path(folder))
     result: dict[str, dict[str, Any]] = {}
@@ -168,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
     if config.json:
         print(json.dumps(result, indent=2))
-        return
+        return 0
     for name, values in result.items():
         against = "the bare model" if name == "cropped" else "1/(1/model + 1/decoder)"
         print(f"{name}: images/s bare {values['bare']}, offline {values['offline']}, decoder {values['decode']}")
@@ -176,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             of_rounds = values[f"ratio_{by}"]
             spread = f"rounds {min(of_rounds):.1%} to {max(of_rounds):.1%}"
             print(f"  {statistics.median(of_rounds):.1%} of {against} by {by} ({spread})")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,13 +11,14 @@ start from the same weights and get the same batch, so after every update their 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import tyro
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from benchmarks.matmul import best_seconds
 from benchmarks.roofline import Part, bandwidth, counted, roofline
 from benchmarks.straightforward_step import StepShape, StraightforwardStep
+from digpt.cli import Command
 from digpt.encoder import build_encoder, encoder_config
 from digpt.errors import ConfigError
 from train.config import TrainConfig
@@ -36,33 +38,57 @@ AGREE = 1e-2  # largest relative difference of the two losses
 BETAS = (0.9, 0.95)
 
 
+COMMAND = Command(
+    "benchmarks.train_step",
+    __doc__,
+    {
+        "What is measured": ("rounds", "batch", "precision", "compile", "matrix", "lr", "seed", "json"),
+        "Model": ("variant", "image_size", "layers", *(f"decoder_{part}" for part in ("width", "heads", "depth"))),
+        "Teacher": ("teacher_grid", "teacher_width"),
+        "Compute": ("threads",),
+    },
+    {1: "the two losses disagree"},
+)
+
+
 @dataclass(frozen=True)
 class Options:
     """What is measured."""
 
     threads: int = 2
+    """CPU threads."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a matrix product is faster in it than in fp32."""
-    batch: int = 8
+    batch: Annotated[int, tyro.conf.arg(aliases=("--batch-size",))] = 8
     """Images per step."""
     rounds: int = 3
     """Rounds; each runs both steps, with a matrix product before, between and after. One more is not counted."""
     variant: str = "B/16"
+    """Shape of the encoder."""
     image_size: int = 224
+    """Side in pixels."""
     layers: int | None = None
     """Encoder blocks; the variant's own when left out."""
     decoder_width: int = 1024
+    """Of both decoders."""
     decoder_heads: int = 32
+    """Attention heads of each block."""
     decoder_depth: int = 2
+    """Blocks of each decoder."""
     teacher_grid: tuple[int, int] = (16, 16)
     """OpenCLIP-H/14 at 224 px."""
     teacher_width: int = 1024
+    """Likewise."""
     matrix: int = 4096
     """Side of the matrix product."""
     compile: str = ""
     """torch.compile backend for our blocks, as in ``train.pretrain --compile``; empty: off."""
     lr: float = 1e-4
+    """Learning rate."""
     seed: int = 0
+    """Of the weights and the batch."""
+    json: bool = False
+    """Print the figures as JSON on standard output, and nothing else there."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "batch", "rounds", "matrix"):
@@ -310,13 +336,20 @@ def roofline_table(report: Report) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 when the two losses disagree."""
-    options = tyro.cli(Options, args=argv, prog="python -m benchmarks.train_step", description=__doc__)
+    """Measure and print; return the exit code."""
+    return COMMAND.run(Options, argv, _train_step)
+
+
+def _train_step(options: Options) -> int:
     torch.set_num_threads(options.threads)
     precision, fact = chosen_precision(options.precision)
     report = measure(options, cast(Literal["fp32", "bf16"], precision))
     title = f"{options.variant}, {options.image_size} px, batch {options.batch}, {precision}, {options.threads} threads"
-    print(f"{title}; {fact}.\n\n{shown(report)}")
+    if options.json:
+        figures = {"precision": precision, "speedup": report.speedup, "difference": report.difference}
+        print(json.dumps({**figures, **asdict(report)}))
+    else:
+        print(f"{title}; {fact}.\n\n{shown(report)}")
     return 0 if report.difference < AGREE else 1
 
 

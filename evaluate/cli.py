@@ -1,22 +1,23 @@
-"""What every ``python -m evaluate.X`` shares: options, engine, progress on stderr, results on stdout, exit codes."""
+"""What every ``python -m evaluate.X`` shares: options, engine, progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from digpt.classsets import ClassMatrixCache, default_cache_dir
+from digpt.cli import CONTINUES, Command
 from digpt.engine import Engine
-from digpt.errors import ConfigError, DigptError, near_misses
+from digpt.errors import ConfigError, near_misses
 from digpt.results import RESULTS_NAME, ResultsDocument, to_json
 from digpt.results_table import render
 from evaluate.progress import bars
@@ -24,8 +25,20 @@ from evaluate.run import PATIENCE, Outcome, Part, run_suite
 from evaluate.suite import Subset, Suite
 from evaluate.suite_imagenet import ROBUSTNESS
 
-Options = TypeVar("Options")
 TABLE_WIDTH = 120  # where the output is no terminal
+GROUPS = {
+    "What is compared": ("a", "b", "more"),
+    "Gates": ("fail_if_worse", "margin", "alpha", "same"),
+    "Model": ("spec", "backend", "image_size", "list"),
+    "Data": ("data", "data_root", "sets", "split", "reduce_zero", "limit", "preview", "seed", "deep"),
+    "Output": ("output", "overwrite", "json", "part", "overlays", "classes"),
+    "What is measured": (
+        *("corruptions", "jpeg", "templates", "k", "temperature", "reference", "inference", "multi_scale", "flip"),
+        *("learning_rates", "iterations", "probe_batch", "held_out"),
+        *("resize", "crop_pct", "interpolation"),
+    ),
+    "Compute": ("device", "threads", "batch_size", "dtype"),
+}  # of the help, the most used first
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,9 @@ class ClassifyOptions(EvaluateOptions):
     """Instead of the model's own."""
 
 
-def parse(options: type[Options], argv: Sequence[str] | None, prog: str, description: str) -> Options:
-    """Return the options in ``argv`` (default: the process's own); bad ones end the process with exit code 2."""
-    return tyro.cli(options, args=argv, prog=f"python -m {prog}", description=description)
+def command(name: str, about: str | None, exits: Mapping[int, str] | None = None) -> Command:
+    """The command ``python -m evaluate.NAME`` of a module with this docstring."""
+    return Command(f"evaluate.{name}", about, GROUPS, exits or {}, CONTINUES)
 
 
 def execute(
@@ -94,26 +107,14 @@ def execute(
     prefer_text: bool = False,
     served: Sequence[str] = (),
 ) -> int:
-    """Load the engine, evaluate the suite, publish; return the exit code: 0, or 2 after one line about what went wrong.
+    """Load the engine, evaluate the suite, publish; return the exit code.
 
     ``served`` are the sets that the command's ``--sets`` may name. Whatever libraries print meanwhile goes to stderr,
     so that ``--json`` leaves stdout to the document.
+
+    Raises:
+        DigptError: as the engine, the suite or the options have it.
     """
-    return guarded(lambda: _execute(options, make_suite, prefer_text, served))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Run ``work``; an error meant for the user becomes one line on stderr and exit code 2."""
-    try:
-        return work()
-    except DigptError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-
-
-def _execute(
-    options: EvaluateOptions, make_suite: Callable[[Engine], Suite], prefer_text: bool, served: Sequence[str]
-) -> int:
     check(options)
     check_sets(options, served)
     part = part_of(options)

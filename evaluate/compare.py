@@ -16,7 +16,7 @@ bootstrap. Intervals are 95 % paired bootstrap intervals.
 --alpha). With --margin M also where B may be worse by more than M points, which is where the interval's lower end lies
 below -M: a non-inferiority test of each set at the one-sided level of 2.5 %. Passing claims non-inferiority on every
 set at once, so that this part needs no adjustment. A loss that is certain but within the margin fails by the first
-test alone; --alpha 0 leaves that out. Exit code 2: the two cannot be compared.
+test alone; --alpha 0 leaves that out.
 
 --same asks instead whether one model answers alike on several engines, of which the first is the reference: exit code
 1 where an engine of float32 gives any cell another error by more than 0.1 points, or where a coarser one shifts the
@@ -40,12 +40,13 @@ import tyro
 from rich.console import Console
 
 from digpt.calibration import Reliability
+from digpt.cli import Command
 from digpt.errors import ConfigError, DataError, near_misses
 from digpt.files import atomic_json, atomic_write
 from digpt.report import write_page
 from digpt.results import with_fingerprint
 from digpt.significance import holm
-from evaluate.cli import TABLE_WIDTH, guarded, parse
+from evaluate.cli import GROUPS, TABLE_WIDTH
 from evaluate.compare_report import page
 from evaluate.compare_table import largest, points, render, shown_p
 from evaluate.drift import drifts
@@ -68,6 +69,7 @@ from evaluate.progress import Progress, bars, no_progress
 from evaluate.store import Store, differences, view_arrays
 from evaluate.suite import AnyView, KnnView, MaskView, ProbeView
 
+COMMAND = Command("evaluate.compare", __doc__, GROUPS, {1: "B is worse (--fail-if-worse), or engines differ (--same)"})
 SCHEMA_VERSION = 1
 JSON_NAME, CSV_NAME, PAGE_NAME = "compare.json", "per_class.csv", "compare.html"
 _SHOWN = 5  # differing protocol keys that a refusal names
@@ -119,8 +121,7 @@ class Gate:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, print and judge; return the exit code."""
-    options = parse(CompareOptions, argv, "evaluate.compare", __doc__)
-    return guarded(lambda: _run(options))
+    return COMMAND.run(CompareOptions, argv, _run)
 
 
 def _run(options: CompareOptions) -> int:

@@ -1,11 +1,8 @@
 """Check the data before any compute is spent: where each set is, whether it is whole, and whether its labels are right.
 
-    python -m evaluate.doctor --data-root data
-    python -m evaluate.doctor --data-root data --sets imagenet imagenet-c --deep --json
-    python -m evaluate.doctor --data folder:my-pictures
-    python -m evaluate.doctor                       # the bundled emoji set
-
-Exit code 0: nothing wrong (there may be warnings); 1: something has to be repaired; 2: the command itself was wrong.
+python -m evaluate.doctor  # the bundled emoji set
+python -m evaluate.doctor --data folder:my-pictures
+python -m evaluate.doctor --data-root data --sets imagenet imagenet-c --deep --json
 """
 
 from __future__ import annotations
@@ -35,6 +32,7 @@ from evaluate.doctor_pictures import own_findings, training_findings
 from evaluate.findings import SAMPLE, Finding, Level, chosen, counts, decoded, some
 from evaluate.progress import Progress, bars, no_progress
 
+COMMAND = cli.command("doctor", __doc__, {0: "nothing wrong, but for warnings", 1: "something has to be repaired"})
 CELL_SAMPLE = 2  # images that are decoded of a cell of ImageNet-C, unless all are
 _COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
 # True labels agree with ReaL's for 90 % of the images, labels in any other order for about 0.1 %.
@@ -244,8 +242,7 @@ def render(findings: Sequence[Finding]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; 1 if any is an error, 2 after one line about a wrong command."""
-    options = cli.parse(DoctorOptions, argv, "evaluate.doctor", "Check the data sets before evaluating on them.")
-    return cli.guarded(lambda: _run(options))
+    return COMMAND.run(DoctorOptions, argv, _run)
 
 
 def _run(options: DoctorOptions) -> int:

@@ -1,7 +1,7 @@
 """Top-1, top-5 and calibration on ImageNet-1K, ReaL and V2, or on the bundled set's counterparts.
 
-python -m evaluate.imagenet timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k --data-root data
 python -m evaluate.imagenet bundled
+python -m evaluate.imagenet timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k --data-root data
 python -m evaluate.imagenet runs/mine/ckpt.pt --data folder:my-pictures
 """
 
@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluate.cli import ClassifyOptions, execute, parse
+from evaluate.cli import ClassifyOptions, command, execute
 from evaluate.select import Asked, select_suite
 from evaluate.suite_emoji import IMAGENET_LIKE
 from evaluate.suite_imagenet import IMAGENET
+
+COMMAND = command("imagenet", __doc__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class ImagenetOptions(ClassifyOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(ImagenetOptions, argv, "evaluate.imagenet", "ImageNet-1K, ReaL and V2, or your own pictures.")
+    return COMMAND.run(ImagenetOptions, argv, _imagenet)
+
+
+def _imagenet(options: ImagenetOptions) -> int:
     asked = Asked(
         sets=options.sets or IMAGENET, explicit=bool(options.sets), splits=IMAGENET_LIKE, own_split=options.split
     )

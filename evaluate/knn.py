@@ -1,4 +1,4 @@
-"""k-nearest neighbours on frozen embeddings, DINO's protocol: needs neither a head nor a text tower.
+"""The k nearest neighbours on frozen embeddings, DINO's protocol: needs neither a head nor a text tower.
 
     python -m evaluate.knn runs/pretrain/ckpt.pt
     python -m evaluate.knn timm:vit_base_patch14_dinov2.lvd142m --data-root data --k 10 20 100 200
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 from digpt.engine import Engine
 from digpt.neighbors import TEMPERATURE
-from evaluate.cli import EvaluateOptions, execute, parse
+from evaluate.cli import EvaluateOptions, command, execute
 from evaluate.select import Asked, select_suite
 from evaluate.suite import Suite
 from evaluate.suite_emoji import Neighbours
 from evaluate.suite_imagenet import KNN_SETS
+
+COMMAND = command("knn", __doc__)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class KnnOptions(EvaluateOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(KnnOptions, argv, "evaluate.knn", "kNN on frozen embeddings, DINO's protocol.")
+    return COMMAND.run(KnnOptions, argv, _knn)
 
+
+def _knn(options: KnnOptions) -> int:
     def suite(engine: Engine) -> Suite:
         knn = Neighbours(options.k, options.temperature, options.reference)
         return select_suite(options, engine, Asked(sets=KNN_SETS, splits=(), knn=knn))

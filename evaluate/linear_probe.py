@@ -24,7 +24,7 @@ from digpt.files import atomic_json
 from digpt.probe import LEARNING_RATES, ProbeConfig, TrainedProbe, choose, train_probes
 from digpt.results import RESULTS_NAME, ModelRef, ResultsDocument
 from evaluate.classify import without_classes
-from evaluate.cli import EvaluateOptions, check, guarded, load_engine, parse, publish, single_process
+from evaluate.cli import EvaluateOptions, check, command, load_engine, publish, single_process
 from evaluate.compute import BatchSize, fill
 from evaluate.features import Features, FeatureStore, features_of
 from evaluate.progress import Progress, bars
@@ -39,6 +39,9 @@ from evaluate.suite_imagenet import KNN_SETS
 GRID_NAME, PROBE_NAME, STATE_NAME, FEATURES_NAME = "grid.json", "probe.npz", "probe_state.npz", "features"
 # Iterations and batch: DINOv2's for ImageNet (ten epochs); smaller sets have fewer images to go through.
 IMAGENET_BUDGET, OTHER_BUDGET = (12_500, 1024), (1000, 256)
+
+
+COMMAND = command("linear_probe", __doc__)
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,7 @@ def _described(config: ProbeConfig) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Probe and print; return the exit code."""
-    options = parse(ProbeOptions, argv, "evaluate.linear_probe", "A linear classifier on frozen features.")
-    return guarded(lambda: _probe(options))
+    return COMMAND.run(ProbeOptions, argv, _probe)
 
 
 def _probe(options: ProbeOptions) -> int:

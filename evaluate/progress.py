@@ -1,4 +1,4 @@
-"""What a long evaluation says while it runs: a bar per thing being done, on stderr, with speed and time left."""
+"""What a long evaluation says while it runs, on stderr: on a terminal a bar per thing being done, elsewhere lines."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from digpt.cli import progress_lines
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: it cannot be counted)."""
 
@@ -37,9 +39,13 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Bars on stderr that vanish when an error ends the work, so that it stands alone."""
+    """Bars on stderr that vanish when an error ends the work, so that it stands alone; in a pipe or file, lines."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield progress_lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bar:
+    with Bars(*columns, console=console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def finish() -> None:

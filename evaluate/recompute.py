@@ -16,11 +16,14 @@ from typing import Annotated
 
 import tyro
 
+from digpt.cli import Command
 from digpt.errors import DataError
-from evaluate.cli import EvaluateOptions, guarded, parse, publish
+from evaluate.cli import EvaluateOptions, publish
 from evaluate.progress import bars
 from evaluate.run import publish as compute
 from evaluate.store import STORE_NAME, Store
+
+COMMAND = Command("evaluate.recompute", __doc__)
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,18 @@ class RecomputeOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Recompute, write and print; return the exit code."""
-    options = parse(RecomputeOptions, argv, "evaluate.recompute", "All numbers again, from the store of answers.")
+    return COMMAND.run(RecomputeOptions, argv, _recompute)
 
-    def work() -> int:
-        store = Store.open(options.directory / STORE_NAME)
-        missing = store.missing()
-        if missing:
-            raise DataError(f"{options.directory} lacks {len(missing)} shards: run the evaluation again, it continues.")
-        with redirect_stdout(sys.stderr), bars() as progress:
-            document = compute(store, options.directory, progress)
-        publish(document, EvaluateOptions(output=options.directory, json=options.json))
-        return 0
 
-    return guarded(work)
+def _recompute(options: RecomputeOptions) -> int:
+    store = Store.open(options.directory / STORE_NAME)
+    missing = store.missing()
+    if missing:
+        raise DataError(f"{options.directory} lacks {len(missing)} shards: run the evaluation again, it continues.")
+    with redirect_stdout(sys.stderr), bars() as progress:
+        document = compute(store, options.directory, progress)
+    publish(document, EvaluateOptions(output=options.directory, json=options.json))
+    return 0
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from digpt.cli import Command
 from digpt.errors import ConfigError, DataError
 from digpt.files import atomic_write
-from evaluate.cli import guarded, parse
 from evaluate.effective_tables import Study, study_of, tables_of_study
 from evaluate.population import read_population, shipped_population
 from evaluate.report_models import Model, gather, read_all
@@ -29,6 +29,7 @@ from evaluate.report_page import page
 from evaluate.table_formats import latex, markdown, to_values
 from evaluate.tables import Table, TableId, tables_of
 
+COMMAND = Command("evaluate.report", __doc__)
 Format = Literal["markdown", "latex", "html"]
 SUFFIXES: dict[Format, str] = {"markdown": ".md", "latex": ".tex", "html": ".html"}
 STEM = "report"
@@ -145,8 +146,7 @@ def targets(options: ReportOptions) -> dict[Format, Path | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or print the report; return the exit code."""
-    options = parse(ReportOptions, argv, "evaluate.report", "Tables as the paper's, and effective robustness.")
-    return guarded(lambda: _report(options))
+    return COMMAND.run(ReportOptions, argv, _report)
 
 
 def _report(options: ReportOptions) -> int:

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluate.cli import ClassifyOptions, execute, parse
+from evaluate.cli import ClassifyOptions, command, execute
 from evaluate.select import Asked, Corruptions, select_suite
 from evaluate.suite_emoji import Neighbours
 from evaluate.suite_imagenet import ROBUSTNESS
+
+COMMAND = command("robustness", __doc__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class RobustnessOptions(ClassifyOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(RobustnessOptions, argv, "evaluate.robustness", "Accuracy under shifts and corruptions.")
+    return COMMAND.run(RobustnessOptions, argv, _robustness)
+
+
+def _robustness(options: RobustnessOptions) -> int:
     asked = Asked(
         sets=options.sets or ROBUSTNESS,
         explicit=bool(options.sets),

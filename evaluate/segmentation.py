@@ -1,8 +1,8 @@
-"""mIoU, mAcc and aAcc of a segmentation on ADE20K, on your own images and masks, or on the miniature's scenes.
+"""A segmentation's mIoU, mAcc and aAcc on ADE20K, on your own images and masks, or on the miniature's scenes.
 
+    python -m evaluate.segmentation runs/segment/ckpt.pt
     python -m evaluate.segmentation runs/segment/ckpt.pt --data-root data --output runs/ade20k
     python -m evaluate.segmentation runs/segment/ckpt.pt --data masks:my-pictures --overlays 8 --output runs/mine
-    python -m evaluate.segmentation runs/segment/ckpt.pt
 
 ADE20K's protocol: images are fitted into (2048, 512) pixels, windows of 512 slide over them every 341, and logits are
 resized to the label's size before the best class is taken; labels are never resized. A model trained on other crops
@@ -21,11 +21,13 @@ from typing import Annotated, Literal
 import tyro
 
 from digpt.errors import ConfigError
-from evaluate.cli import EvaluateOptions, check, guarded, parse, publish, single_process
+from evaluate.cli import EvaluateOptions, check, command, publish, single_process
 from evaluate.mask_data import MaskData, data_spec
 from evaluate.progress import bars
 from evaluate.segment_measure import extremes, mask_views
 from evaluate.suite import Subset
+
+COMMAND = command("segmentation", __doc__)
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ class SegmentationOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(SegmentationOptions, argv, "evaluate.segmentation", "mIoU of a segmentation.")
-    return guarded(lambda: _segmentation(options))
+    return COMMAND.run(SegmentationOptions, argv, _segmentation)
 
 
 def _segmentation(options: SegmentationOptions) -> int:

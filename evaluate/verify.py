@@ -1,10 +1,8 @@
 """Is the evaluation right? A known checkpoint is evaluated and compared with its published figures.
 
-    python -m evaluate.verify bundled
-    python -m evaluate.verify timm:deit_tiny_patch16_224.fb_in1k --data-root data
-    python -m evaluate.verify finetuned.pth --reference authors-b16-squash --data-root data
-
-Exit code 0: every figure that could be compared passes; 1: at least one does not; 2: none could be compared.
+python -m evaluate.verify bundled
+python -m evaluate.verify timm:deit_tiny_patch16_224.fb_in1k --data-root data
+python -m evaluate.verify finetuned.pth --reference authors-b16-squash --data-root data
 """
 
 from __future__ import annotations
@@ -22,13 +20,14 @@ from rich.table import Table
 from digpt.errors import ConfigError, near_misses
 from digpt.results import RESULTS_NAME, Result, ResultsDocument, read_results
 from digpt.sources import BUNDLED
-from evaluate.cli import TABLE_WIDTH, EvaluateOptions, check, guarded, load_engine, parse, single_process
+from evaluate.cli import TABLE_WIDTH, EvaluateOptions, check, command, load_engine, single_process
 from evaluate.progress import bars
 from evaluate.references import REFERENCES, Reference, tolerance_of
 from evaluate.run import run_suite
 from evaluate.select import Asked, select_suite
 from evaluate.suite_imagenet import SPLIT
 
+COMMAND = command("verify", __doc__, {1: "a figure differs from the published one", 2: "none could be compared"})
 TAIL = 3.167e-5  # of a normal distribution beyond four standard errors: a dozen figures are compared at once
 BUNDLED_TOLERANCE = 0.3  # points: other processors round differently, which turns a few answers of hundreds
 
@@ -177,8 +176,7 @@ def _evaluated(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, compare and print; return the exit code."""
-    options = parse(VerifyOptions, argv, "evaluate.verify", "A known checkpoint against its published figures.")
-    return guarded(lambda: _verify(options))
+    return COMMAND.run(VerifyOptions, argv, _verify)
 
 
 def _verify(options: VerifyOptions) -> int:

@@ -1,7 +1,7 @@
 """Zero-shot classification by a text tower: ImageNet, V2, A, R and Sketch, or the bundled set's styles and concepts.
 
-    python -m evaluate.zeroshot open_clip:ViT-B-16/openai --data-root data
     python -m evaluate.zeroshot bundled
+    python -m evaluate.zeroshot open_clip:ViT-B-16/openai --data-root data
     python -m evaluate.zeroshot bundled --data folder:my-pictures --templates simple
 
 Class names are embedded through the prompt templates, each prompt normalised, averaged, and normalised again (CLIP,
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 from digpt.engine import Engine
 from digpt.runtime.base import no_text
-from evaluate.cli import ClassifyOptions, execute, parse
+from evaluate.cli import ClassifyOptions, command, execute
 from evaluate.select import Asked, select_suite
 from evaluate.suite import Suite
 from evaluate.suite_imagenet import ROBUSTNESS, ZERO_SHOT
+
+COMMAND = command("zeroshot", __doc__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class ZeroshotOptions(ClassifyOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print; return the exit code."""
-    options = parse(ZeroshotOptions, argv, "evaluate.zeroshot", "Zero-shot classification by names of classes.")
+    return COMMAND.run(ZeroshotOptions, argv, _zeroshot)
+
+
+def _zeroshot(options: ZeroshotOptions) -> int:
     asked = Asked(sets=options.sets or ZERO_SHOT, explicit=bool(options.sets))
 
     def suite(engine: Engine) -> Suite:

@@ -1,9 +1,7 @@
 """Export a model to an artifact directory that runs without torch, if its answers stay the same.
 
-    python -m export bundled --to onnx --output runs/onnx
-
-Exit codes: 0 exported; 1 an engine that was asked for did not match torch float32 and was not written (of those that
-`auto` tries one is enough); 2 the command was refused.
+python -m export bundled --output runs/onnx
+python -m export runs/finetune/ckpt.pt --to onnx onnx-int8 --output runs/onnx --overwrite
 """
 
 from __future__ import annotations
@@ -19,9 +17,24 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from digpt.errors import ConfigError, DigptError
+from digpt.cli import Command
+from digpt.errors import ConfigError
 from export.pipeline import Outcome, run
 from export.tables import TABLE_WIDTH, abstain_line, details, summary
+
+COMMAND = Command(
+    "export",
+    __doc__,
+    {
+        "Model": ("spec", "image_size", "text", "patch_tokens"),
+        "Engines": ("to", "parity_images", "images"),
+        "Output": ("output", "overwrite", "json"),
+        "Compute": ("threads",),
+    },
+    {1: "an engine that was asked for differs from torch float32 and was not written (of those that auto tries one "
+        "is enough)"},
+    after="nothing was written; start again",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,28 +68,27 @@ class ExportOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the figures; return the exit code."""
-    options = tyro.cli(ExportOptions, args=argv, prog="python -m export", description=__doc__)
+    return COMMAND.run(ExportOptions, argv, _export)
+
+
+def _export(options: ExportOptions) -> int:
     log = Console(stderr=True, highlight=False)
-    try:
-        if options.threads is not None and options.threads < 1:
-            raise ConfigError(f"--threads {options.threads} must be at least 1.")
-        with redirect_stdout(sys.stderr):  # the exporter's libraries print what they like
-            outcome = run(
-                options.spec,
-                options.to,
-                options.output,
-                overwrite=options.overwrite,
-                threads=options.threads,
-                images=options.images,
-                parity_images=options.parity_images,
-                text=options.text,
-                patch_tokens=options.patch_tokens,
-                image_size=options.image_size,
-                progress=lambda line: log.print(f"[dim]{line}[/dim]"),
-            )
-    except DigptError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    if options.threads is not None and options.threads < 1:
+        raise ConfigError(f"--threads {options.threads} must be at least 1.")
+    with redirect_stdout(sys.stderr):  # the exporter's libraries print what they like
+        outcome = run(
+            options.spec,
+            options.to,
+            options.output,
+            overwrite=options.overwrite,
+            threads=options.threads,
+            images=options.images,
+            parity_images=options.parity_images,
+            text=options.text,
+            patch_tokens=options.patch_tokens,
+            image_size=options.image_size,
+            progress=lambda line: log.print(f"[dim]{line}[/dim]"),
+        )
     if options.json:
         print(json.dumps(document(outcome), indent=2, ensure_ascii=False))
     else:

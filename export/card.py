@@ -1,8 +1,8 @@
 """Write a model card in Hugging Face's format, or a passport, from what a model and its results record.
 
-    python -m export.card runs/onnx --results runs/robustness/results.json --output runs/onnx/README.md
-    python -m export.card runs/onnx --results runs/robustness --drift runs/drift --html passport.html
     python -m export.card runs/pretrain/ckpt.pt --license apache-2.0
+    python -m export.card runs/onnx --results runs/robustness --output runs/onnx/README.md
+    python -m export.card runs/onnx --results runs/robustness --drift runs/drift --html passport.html
 
 The card: YAML front matter (library, licence, tags, metrics), then lineage, preprocessing, engines, figures and limits
 as text. The passport: one HTML page that says what is known before a model is shipped. No figure is typed by hand.
@@ -10,6 +10,7 @@ as text. The passport: one HTML page that says what is known before a model is s
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Annotated, Any
 import tyro
 
 from digpt.artifact import atomic_write
-from digpt.errors import ConfigError, DataError, DigptError
+from digpt.cli import Command
+from digpt.errors import ConfigError, DataError
 from digpt.manifest import MANIFEST_NAME
 from digpt.passport import PASSPORT_NAME
 from digpt.preprocess import Preprocess
@@ -28,6 +30,8 @@ from digpt.results_table import PLAIN, TITLES, format_value, swept
 from export.facts import UNKNOWN_LICENSE, Facts, facts_of, licence_text, limits_of
 from export.passport import passport
 from export.passport_records import read_records
+
+COMMAND = Command("export.card", __doc__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class CardOptions:
     """For the passport: what evaluate.compare --same was given as --output."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace files that are there."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the files that were written, or the card's text, as JSON on standard output, and nothing else there."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +70,22 @@ class Texts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the card, the passport or both; return the exit code: 0, or 2 after one line about what went wrong."""
-    options = tyro.cli(CardOptions, args=argv, prog="python -m export.card", description=__doc__)
-    try:
-        pages = written(options)
-        if not pages:
-            print(card_of(options), end="")
-        for path, text in pages.items():
-            atomic_write(path, text.encode("utf-8", errors="replace"))
-            print(f"wrote {path}", file=sys.stderr)
-    except DigptError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename} cannot be written: {error.strerror}.", file=sys.stderr)
-        return 2
+    return COMMAND.run(CardOptions, argv, _card)
+
+
+def _card(options: CardOptions) -> int:
+    pages = written(options)
+    text = "" if pages else card_of(options)
+    for path, content in pages.items():
+        try:
+            atomic_write(path, content.encode("utf-8", errors="replace"))
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be written: {error.strerror}.") from error
+        print(f"wrote {path}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"written": [str(path) for path in pages], "card": text or None}, ensure_ascii=False))
+    else:
+        print(text, end="")
     return 0
 
 

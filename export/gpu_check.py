@@ -5,8 +5,6 @@
 One table: how far each is from torch float32 on the CPU, the precision it really computes in, images per second, and
 the GPU memory that it was planned to take and took. Each way runs in a process of its own, so that one that fails, or
 ends its process, leaves the others alone.
-
-Exit codes: 0 every way that is installed passed, or there is no GPU; 1 one failed; 2 the command was refused.
 """
 
 from __future__ import annotations
@@ -28,10 +26,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from digpt.cli import Command
 from digpt.errors import DigptError, MissingDependencyError
 from digpt.sources import load_model
 from export.gpu_paths import BATCHES, PATHS, Figures, examine
 
+COMMAND = Command(
+    "export.gpu_check",
+    __doc__,
+    exits={0: "every way that is installed passed, or there is no GPU", 1: "a way failed"},
+)
 NO_GPU = "There is no GPU here; nothing was checked and nothing is claimed."
 TABLE_WIDTH = 200  # where the output is no terminal
 
@@ -62,18 +66,17 @@ class Verdict:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check all paths and print the table; return the exit code."""
-    options = tyro.cli(Options, args=argv, prog="python -m export.gpu_check", description=__doc__)
+    return COMMAND.run(Options, argv, _gpu_check)
+
+
+def _gpu_check(options: Options) -> int:
     if not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr if options.json else sys.stdout)
         if options.json:
             print(json.dumps(document(None, ()), indent=2))
         return 0
-    try:
-        with redirect_stdout(sys.stderr):
-            load_model(options.spec)  # a wrong spec is one error, not one of every path
-    except DigptError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    with redirect_stdout(sys.stderr):
+        load_model(options.spec)  # a wrong spec is one error, not one of every path
     verdicts = check(
         tuple(PATHS),
         lambda path: apart(_examine, options.spec, path, options.parity_images),

@@ -1,7 +1,7 @@
 """Copy a model to a Hugging Face repository or a folder, complete or not at all.
 
-    python -m export.push runs/onnx ME/my-encoder
     python -m export.push runs/onnx ./models/my-encoder
+    python -m export.push runs/onnx ME/my-encoder
 
 Of an artifact directory the files of its manifest go, verified first, of a training run ``ckpt.pt``; with either its
 card, ``README.md``, and its passport, ``passport.html`` (``python -m export.card``).
@@ -10,6 +10,7 @@ Pushing to a real hub has not been tried.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -21,12 +22,14 @@ from typing import Annotated, Protocol
 import tyro
 
 from digpt.artifact import read_checkpoint
-from digpt.errors import BackendError, ConfigError, DigptError
+from digpt.cli import Command
+from digpt.errors import BackendError, ConfigError
 from digpt.manifest import MANIFEST_NAME, verify_artifact
 from digpt.model import first_line
 from digpt.passport import PASSPORT_NAME, read_passport
 from export.pipeline import directory_beside, rename_into_place
 
+COMMAND = Command("export.push", __doc__)
 CARD, CHECKPOINT = "README.md", "ckpt.pt"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FOLDER = (".", "/", "~", "\\")  # how a path begins that cannot be a repository's name
@@ -40,6 +43,8 @@ class PushOptions:
     """An artifact directory, or one that holds ckpt.pt."""
     target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO_OR_FOLDER")]
     """OWNER/NAME on the hub, made private if it is new, or a folder that does not exist yet: ./PATH, ../PATH, /PATH."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the target and the names of its files as JSON on standard output, and nothing else there."""
 
 
 class Hub(Protocol):
@@ -53,17 +58,20 @@ class Hub(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Push; return the exit code: 0, or 2 after one line about what went wrong."""
-    options = tyro.cli(PushOptions, args=argv, prog="python -m export.push", description=__doc__)
-    try:
-        files = push(options.directory, options.target)
-    except DigptError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    print(f"{options.target}: {', '.join(files)}")
+    """Push; return the exit code."""
+    return COMMAND.run(PushOptions, argv, _push)
+
+
+def _push(options: PushOptions) -> int:
+    files = push(options.directory, options.target)
+    if options.json:
+        print(json.dumps({"target": options.target, "files": files}, ensure_ascii=False))
+    else:
+        print(f"{options.target}: {', '.join(files)}")
     if CARD not in files:
         print(
-            f"without a card; write one: python -m export.card {options.directory} --output {options.directory}/{CARD}"
+            f"without a card; write one: python -m export.card {options.directory} --output {options.directory}/{CARD}",
+            file=sys.stderr if options.json else sys.stdout,
         )
     return 0
 

@@ -1,10 +1,13 @@
-"""The command line of ``python -m serve``: load the models, mount the demo, run uvicorn."""
+"""Serve models over HTTP, with the demo at /demo and the API at /docs.
+
+python -m serve --model bundled --port 8000
+python -m serve --model photos=open_clip:ViT-B-16/openai --model emoji=bundled
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +18,9 @@ from typing import Annotated
 import tyro
 from fastapi import FastAPI
 
+from digpt.cli import Command
 from digpt.engine import Engine
-from digpt.errors import ConfigError, DigptError
+from digpt.errors import ConfigError
 from digpt.preprocess import DecodeLimits
 from serve.api import create_app
 from serve.keys import Keys
@@ -27,16 +31,28 @@ from serve.server import Server
 from serve.settings import MIB, Settings
 from serve.tracing import otlp
 
+GROUPS = {
+    "Models": ("model", "available", "backend", "image_size"),
+    "Cluster": ("replicas", "cpus", "gpus"),
+    "Network": ("host", "port", "demo", "cors_origin"),
+    "Security": ("keys_file", "open_demo", "open_metrics", "allow_url_host", "allow_http", "url_timeout_s"),
+    "Compute": ("threads", "decode_threads", "max_batch", "stall_s"),
+    "Limits": (
+        *("deadline_s", "body_timeout_s", "max_image_bytes", "max_image_pixels", "max_request_bytes"),
+        *("max_pending_bytes", "queue_pixels", "max_connections", "max_items", "max_labels", "max_prompts"),
+        *("max_scores", "max_text_chars"),
+    ),
+    "Class sets": ("class_sets_dir", "max_class_sets", "max_class_set_rows"),
+    "Observing": ("log_format", "otlp_endpoint", "price_per_hour"),
+}  # of the help, the most used first
+STOPPED = "the server has stopped"
+COMMAND = Command("serve", __doc__, GROUPS, after=STOPPED)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class ServeConfig(Settings):
-    """Serve models over HTTP, with the demo at /demo and the API at /docs.
-
-    python -m serve --model bundled --port 8000
-    python -m serve --model photos=open_clip:ViT-B-16/openai --model emoji=bundled
-    """
+    """Options of the server."""
 
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]SPEC"), tyro.conf.UseAppendAction] = ()
     """A model to serve, repeatable; the first is the default. SPEC: bundled (the default), a ckpt.pt, an artifact
@@ -70,16 +86,15 @@ class ServeConfig(Settings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; 2 and a sentence if a model cannot be loaded."""
-    try:
-        config = tyro.cli(ServeConfig, prog="python -m serve", args=argv)
-        keys = Keys.read(os.environ, config.keys_file)
-        available = loaders(config)
-        engines = load_engines(config)
-        app = build(config, engines, keys, available)
-    except DigptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Serve until told to stop; return the exit code."""
+    return COMMAND.run(ServeConfig, argv, _serve)
+
+
+def _serve(config: ServeConfig) -> int:
+    keys = Keys.read(os.environ, config.keys_file)
+    available = loaders(config)
+    engines = load_engines(config)
+    app = build(config, engines, keys, available)
     configure(config.log_format)
     announce(config, engines, keys)
     engines.clear()  # so that a model that is unloaded is released

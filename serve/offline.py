@@ -1,11 +1,8 @@
 """Embed images in bulk into one Parquet file, without HTTP; a killed run continues when the command is given again.
 
-    python -m serve.offline photos/ photos.parquet --model bundled
-    python -m serve.offline 'shards/{00000..00999}.tar' out.parquet --model runs/onnx --batch-size 128
-    python -m serve.offline parquet:images/ out.parquet --ray 8
-
-Exit codes: 0 the output is complete (rows of unreadable inputs say why in their `error`); 1 it is complete, but not one
-input could be embedded; 2 the command was refused, or something failed that giving it again continues from.
+python -m serve.offline photos/ photos.parquet --model bundled
+python -m serve.offline 'shards/{00000..00999}.tar' out.parquet --model runs/onnx --batch-size 128
+python -m serve.offline parquet:images/ out.parquet --ray 8
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,14 +19,30 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
+from digpt.cli import Command
 from digpt.embeddings_file import About
 from digpt.engine import Engine
-from digpt.errors import ConfigError, DigptError
+from digpt.errors import BackendError, ConfigError
 from serve.offline_embed import PartWriter
 from serve.offline_inputs import Inputs, ParquetInputs, open_inputs
 from serve.offline_parts import Job, Parts
-from serve.offline_progress import Progress, bar, no_progress
+from serve.offline_progress import Progress, no_progress, progressing
 
+COMMAND = Command(
+    "serve.offline",
+    __doc__,
+    {
+        "Input and output": ("input", "output", "overwrite", "json", "column"),
+        "Model": ("model", "backend", "image_size"),
+        "Compute": ("device", "threads", "batch_size", "decode_workers", "ray", "part_rows"),
+    },
+    {
+        0: "the output is complete; rows of unreadable inputs say why in their error",
+        1: "it is complete, but not one input could be embedded",
+        2: "refused, or something failed that the same command continues from",
+    },
+    after="give the same command again: it goes on from the parts beside the output",
+)
 Write: TypeAlias = Callable[[Sequence[int]], Iterator[tuple[int, float]]]
 """Writes those parts; of each, once it is safe, its number and the seconds that the model took."""
 
@@ -39,10 +51,10 @@ Write: TypeAlias = Callable[[Sequence[int]], Iterator[tuple[int, float]]]
 class OfflineConfig:
     """Embed images in bulk into one Parquet file. The same command continues what was killed."""
 
-    input: Annotated[str, tyro.conf.Positional]
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """A folder of images, webdataset shards (a folder, or SHARDS/{000..099}.tar), Parquet files with a column of bytes;
     folder:, wds: or parquet: before it says which where a path does not."""
-    output: Annotated[Path, tyro.conf.Positional]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The Parquet file to write; OUTPUT.parts/ lies beside it until it is complete."""
     model: str = "bundled"
     """bundled, a ckpt.pt, an artifact directory, timm:NAME, open_clip:NAME/TAG."""
@@ -107,13 +119,15 @@ class Summary:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed and print the summary; return the exit code."""
+    return COMMAND.run(OfflineConfig, argv, _offline)
+
+
+def _offline(config: OfflineConfig) -> int:
     try:
-        config = tyro.cli(OfflineConfig, prog="python -m serve.offline", description=__doc__, args=argv)
-        with bar() if sys.stderr.isatty() else nullcontext(no_progress) as progress:
+        with progressing() as progress:
             summary = embed(config, progress)
-    except (DigptError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    except OSError as error:  # a full disk, a folder that may not be read
+        raise BackendError(str(error)) from error
     print(json.dumps(asdict(summary), ensure_ascii=False) if config.json else sentence(summary))
     return 1 if summary.errors == summary.rows else 0
 

@@ -3,6 +3,8 @@
     python -m serve.ray --model bundled --replicas 2 --port 8000
     serve run serve.ray:app model=bundled replicas=2
 
+The cluster is the one that RAY_ADDRESS names, or one that is started on this machine.
+
 The second is Ray's own command, for its config files and `serve build`; whatever is an option of the first may be given
 to it as `name=value`. Ray spreads requests over the replicas and restarts those that die; limits, batching, errors and
 `/health/ready` are those of `python -m serve`, for each replica. The demo stays out: its sessions live in one process.
@@ -22,9 +24,10 @@ import tyro
 from fastapi import FastAPI
 from pydantic import TypeAdapter, ValidationError
 
-from digpt.errors import ConfigError, DigptError, MissingDependencyError, near_misses
+from digpt.cli import Command
+from digpt.errors import BackendError, ConfigError, MissingDependencyError, near_misses
 from serve.api import create_app
-from serve.cli import ServeConfig, load_engines
+from serve.cli import GROUPS, STOPPED, ServeConfig, load_engines
 from serve.heap import settle
 from serve.keys import Keys
 from serve.server import patience_s
@@ -34,15 +37,13 @@ from serve.watchdog import prove
 if TYPE_CHECKING:
     from ray.serve import Application
 
+COMMAND = Command("serve.ray", __doc__, GROUPS, after=STOPPED)
 NAME = "digpt"  # of the application in Ray's status
 
 
 @dataclass(frozen=True)
 class RayConfig(ServeConfig):
-    """Serve models on a Ray cluster: the one that RAY_ADDRESS names, or one started on this machine.
-
-    python -m serve.ray --model bundled --replicas 2
-    """
+    """Options of the server and its replicas."""
 
     demo: Annotated[bool, tyro.conf.Suppress] = False
     replicas: int = 1
@@ -61,16 +62,15 @@ class RayConfig(ServeConfig):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until interrupted; 2 and a sentence if the replicas do not start."""
+    """Serve until interrupted; return the exit code."""
+    return COMMAND.run(RayConfig, argv, _serve)
+
+
+def _serve(config: RayConfig) -> int:
     try:
-        config = tyro.cli(RayConfig, prog="python -m serve.ray", args=argv)
         start(config)
-    except DigptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except RuntimeError as error:  # how Ray says that an application failed; the reason stays in the replica's log
-        print(f"error: {error} Does python -m serve start with the same models?", file=sys.stderr)
-        return 2
+        raise BackendError(f"{error} Does python -m serve start with the same models?") from error
     print(f"{config.replicas} replicas; API http://{config.host}:{config.port}/docs", flush=True)
     import ray
     from ray import serve

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,13 @@ import tyro
 from rich.console import Console
 
 from digpt.artifact import atomic_json, read_checkpoint
+from digpt.cli import Command
 from digpt.data.emoji import EmojiSet
-from digpt.errors import ConfigError, DigptError, near_misses
+from digpt.errors import ConfigError, near_misses
 from digpt.metrics import t_half_width
 from digpt.sources import load_model
 from train.clock import Clock
-from train.config import load_recipe
+from train.config import GROUPS, load_recipe
 from train.data import EmojiTraining
 from train.finetune import FinetuneTask
 from train.loop import train
@@ -44,6 +44,7 @@ from train.teacher import TeacherTask
 from train.tokenizer import TokenizerTask
 from train.zeroshot import ZeroshotTask
 
+COMMAND = Command("train.ablate", __doc__, GROUPS, after="the same command goes on from the cells in --output")
 MEASURES = {
     "finetune_flat": "finetuned, flat",
     "finetune_val": "finetuned, val",
@@ -57,18 +58,18 @@ MEASURES = {
 class AblateConfig:
     """Which table, and how small."""
 
-    table: Annotated[str, tyro.conf.Positional]  # 5, 6, 7, 8, 9, central, orders
-    seeds: int = 3
+    table: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]  # 5, 6, 7, 8, 9, central, orders
+    seeds: int = 3  # runs of each row
     steps: int = 120  # of pretraining, for rows compared at equal steps
-    finetune_steps: int = 100
-    tune_steps: int = 80
-    batch_size: int = 64
-    threads: int = 2
+    finetune_steps: int = 100  # of finetuning
+    tune_steps: int = 80  # of text tuning
+    batch_size: int = 64  # images per step
+    threads: int = 2  # CPU threads
     equal: tuple[str, ...] = ("steps", "time")  # what the rows have in common
     timed_steps: int = 6  # steps per row from which the time of a step is taken
     scratch: bool = True  # also tune a random encoder, the row that pretraining is worth
     keep: bool = False  # keep every cell's weights; else its figures alone
-    output: Path = Path("runs/ablate")
+    output: Path = Path("runs/ablate")  # folder; TABLE/TABLE.md in it is the result
 
     def __post_init__(self) -> None:
         if self.table not in TABLES:
@@ -385,13 +386,12 @@ def _reading(config: AblateConfig, rows: Sequence[Row], seeds: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a table and print it."""
-    try:
-        config = tyro.cli(AblateConfig, args=argv, description=__doc__)
-        print(Ablation(config, Console(stderr=True, highlight=False)).run())
-    except DigptError as error:
-        print(f"train.ablate: {error}", file=sys.stderr)
-        return 2
+    """Run a table and print it; return the exit code."""
+    return COMMAND.run(AblateConfig, argv, _ablate)
+
+
+def _ablate(config: AblateConfig) -> int:
+    print(Ablation(config, Console(stderr=True, highlight=False)).run())
     return 0
 
 

@@ -23,22 +23,22 @@ DRAWS = 36 + 3 * _KNOTS + 2 * _BENDS**2  # uniforms one sample consumes
 class AugmentConfig:
     """Strengths and probabilities. Horizontal flips default to off: a left arrow is not a right arrow."""
 
-    scale: tuple[float, float] = (0.75, 1.12)
-    aspect: float = 0.12
-    rotate: float = 12.0
-    shear: float = 0.1
-    shift: float = 0.1
+    scale: tuple[float, float] = (0.75, 1.12)  # smallest and largest size of the picture, 1: as it is
+    aspect: float = 0.12  # largest logarithm of width by height
+    rotate: float = 12.0  # largest angle in degrees
+    shear: float = 0.1  # largest shear
+    shift: float = 0.1  # largest shift, in half image sides
     elastic: float = 0.08  # largest displacement of a control point, in half image sides
-    flip: float = 0.0
-    background: float = 0.35
+    flip: float = 0.0  # probability of a mirror image
+    background: float = 0.35  # probability of a background other than white
     tone: float = 0.12  # share of pictures whose channels pass through random curves: shape stays, colours do not
-    color: float = 0.5
-    hue: float = 0.5
-    gray: float = 0.12
-    invert: float = 0.03
-    line_art: float = 0.28
-    posterize: float = 0.08
-    blur: float = 0.06
+    color: float = 0.5  # probability of other colours
+    hue: float = 0.5  # largest share of a turn of hue
+    gray: float = 0.12  # probability of no colour
+    invert: float = 0.03  # probability of a negative
+    line_art: float = 0.28  # probability of ink lines instead of the picture
+    posterize: float = 0.08  # probability of few levels of brightness
+    blur: float = 0.06  # probability of a soft image
 
 
 class _Draws:

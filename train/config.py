@@ -7,13 +7,15 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import tyro
-
+from digpt.cli import INTERRUPTED, Command
 from digpt.errors import ConfigError, DigptError, near_misses
 
 RECIPES = (
@@ -36,7 +38,39 @@ RECIPES = (
     "l16_laion128m",
     "l14_laion1b",
 )
-INTERRUPTED = 143  # what a shell reports for a process that SIGTERM ended
+FIRST = {
+    "RECIPE": f"One of {', '.join(RECIPES)} (default: emoji).",
+    "--miniature": "Shrink the recipe to the bundled data, for minutes on a CPU.",
+    "--print-config": "Print every setting as JSON, and do nothing else.",
+    "--json": "Print what was trained as JSON on standard output, and nothing else there.",
+}  # options that are no settings of the run
+GROUPS = {
+    "Run": (
+        *("RECIPE", "table", "output", "steps", "epochs", "overwrite", "seed", *list(FIRST)[1:]),
+        *("seeds", "equal", "scratch", "finetune_steps", "tune_steps", "timed_steps", "keep"),
+    ),
+    "Data": (
+        *("data", "val_data", "data_root", "limit", "classes", "reduce_zero", "splits", "scenes", "scene_classes"),
+        *("eval_scenes", "max_errors"),
+    ),
+    "Model": (
+        *("encoder", "teacher", "variant", "image_size", "depth", "init", "drop_path", "head_std"),
+        *("channels", "aux_channels", "blocks", "dropout", "trunk", "patch_size", "width", "layers", "head_width"),
+        *("embed_dim", "text_width", "text_layers", "text_heads", "context_length", "vocab_size", "vq"),
+    ),
+    "Objective": ("paradigm", "orders", "distill", "freeze_text", "max_logit_scale", "objective", "mae", "eva"),
+    "Optimiser": (
+        *("batch_size", "lr", "base_lr", "min_lr", "warmup", "warmup_epochs", "power", "weight_decay", "layer_decay"),
+        *("betas", "clip", "ema", "nonfinite", "nonfinite_limit"),
+    ),
+    "Augmentation": ("crop", "scale", "ratio", "photometric", "mean", "std", "augment", "photo"),
+    "Evaluation": ("eval_every", "knn", "resize", "crop_pct", "inference"),
+    "Compute": (
+        *("threads", "device", "precision", "accumulate", "workers", "prefetch", "window", "checkpointing"),
+        *("sharding", "compile"),
+    ),
+    "Logging and keeping": ("log_every", "trackers", "save_every", "keep_last", "store"),
+}  # of the help, the most used first
 
 
 @dataclass(frozen=True)
@@ -44,11 +78,11 @@ class TrainConfig:
     """Fields every training command has. ``batch_size`` is the whole batch, over all processes and micro-batches."""
 
     output: Path = Path("runs/train")  # folder for ckpt.pt, metrics.jsonl, config.json and the resume state
-    steps: int = 1000
+    steps: int = 1000  # updates of the weights
     epochs: float | None = None  # passes over the data; sets steps when given
     batch_size: int = 256  # images per step over all processes and micro-batches
     accumulate: int = 1  # micro-batches per step and process
-    seed: int = 0
+    seed: int = 0  # decides weights, samples and augmentation
     threads: int = 2  # CPU threads; a second busy process on the same cores slows training several-fold
     overwrite: bool = False  # start again in a folder that holds another run
     data: str = "emoji"  # the bundled set; or folder:DIR, tar:DIR, wds:SHARDS, hfds:NAME (docs/data.md)
@@ -58,13 +92,13 @@ class TrainConfig:
     prefetch: int = 2  # micro-batches that each of them keeps ready
     window: int = 16  # shards that are shuffled together
     max_errors: float = 0.1  # share of samples that cannot be read at which the run stops
-    lr: float = 1e-3
+    lr: float = 1e-3  # peak learning rate, of the whole batch
     base_lr: float | None = None  # per 256 images of the batch; sets lr when given
-    min_lr: float = 1e-5
+    min_lr: float = 1e-5  # learning rate at the end
     warmup: int = 100  # steps of linear warm-up before the decay, at most all of them
     warmup_epochs: float | None = None  # sets warmup when given
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05  # AdamW's, of matrices; biases and norms have none
+    betas: tuple[float, float] = (0.9, 0.98)  # AdamW's
     clip: float = 1.0  # largest gradient norm; 0 switches clipping off
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 pays on AMX and GPUs; without them it is slower
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU where there is one
@@ -74,8 +108,8 @@ class TrainConfig:
     nonfinite: Literal["stop", "skip", "reload"] = "stop"  # what a gradient that is not finite does to the run
     nonfinite_limit: int = 10  # skipped steps after which the run stops all the same
     store: Literal["float32", "float16"] = "float32"  # precision of the weights in ckpt.pt
-    log_every: int = 20
-    eval_every: int = 500
+    log_every: int = 20  # steps between the lines of metrics.jsonl
+    eval_every: int = 500  # steps between evaluations; the last step has one too
     save_every: int = 100  # steps between resume states
     keep_last: int = 2  # checkpoints of the latest evaluations to keep beside best.pt; 0: neither
     trackers: tuple[str, ...] = ()  # tensorboard, wandb, trackio, ... beside metrics.jsonl
@@ -163,7 +197,7 @@ def load_recipe(name: str, command: str) -> Any:
     return found
 
 
-def parse(command: str, argv: list[str] | None = None) -> Any:
+def parse(command: str, argv: list[str] | None = None, about: str | None = None) -> Any:
     """Read ``[RECIPE] [--miniature] [--print-config] --field value ...`` into the recipe's configuration.
 
     ``--miniature`` shrinks the recipe to the bundled data; ``--print-config`` prints the result as JSON and exits.
@@ -182,8 +216,7 @@ def parse(command: str, argv: list[str] | None = None) -> Any:
     flags = (argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--"))
     given = frozenset(flag.replace("-", "_") for flag in flags)
     default = dataclasses.replace(default, **_overruled(given))
-    prog = f"python -m train.{command} [RECIPE: {' | '.join(RECIPES)}] [--miniature] [--print-config]"
-    config = tyro.cli(type(default), default=default, args=arguments, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    config = command_line(command, about).parse(type(default), arguments, default)
     config.check_given(given)
     if shown:
         values = plain(dataclasses.asdict(config))
@@ -204,21 +237,57 @@ def _overruled(given: frozenset[str]) -> dict[str, None]:
     return {other: None for name, other in _FOLLOWS.items() if name in given}
 
 
+def command_line(command: str, about: str | None = None) -> Command:
+    """How ``python -m train.COMMAND``, of a module with the docstring ``about``, reads its options and ends."""
+    exits = {INTERRUPTED: "Ctrl-C: the state was saved", 128 + signal.SIGTERM: "SIGTERM: the same"}
+    after = "give the same command again: it goes on from what was saved"
+    return Command(f"train.{command}", about, GROUPS, exits, after, FIRST)
+
+
 def say(text: str) -> None:
-    """Print in the main process only; accelerate and torchrun both number the processes in RANK."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print in the main process only."""
+    if main_process():
         print(text)
 
 
+def main_process() -> bool:
+    """Whether this is the first of the processes; accelerate and torchrun both number them in RANK."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Interrupted(DigptError):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop, by this signal; its state is saved."""
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # what a shell reports for a process that the signal ended
 
 
-def main(command: str, run: Any, argv: list[str] | None = None) -> int:
-    """Parse, run, and turn a user's error into one line and exit code 2 (143 after SIGTERM or SIGINT)."""
-    try:
-        run(parse(command, argv))
-    except DigptError as error:
-        print(f"train.{command}: {error}", file=sys.stderr)
-        return INTERRUPTED if isinstance(error, Interrupted) else 2
-    return 0
+def main(command: str, run: Callable[[Any], Path], argv: list[str] | None = None) -> int:
+    """Parse, run, and return the exit code: as every command's, and 130 or 143 where a signal stopped the run."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    about = sys.modules[run.__module__].__doc__
+
+    def work() -> int:
+        config = parse(command, [argument for argument in arguments if argument != "--json"], about)
+        try:
+            with redirect_stdout(sys.stderr) if as_json else nullcontext():
+                path = run(config)
+        except Interrupted as stopped:
+            print(f"interrupted: {stopped}", file=sys.stderr)
+            return stopped.exit_code
+        if as_json and main_process():
+            print(json.dumps(trained(path), ensure_ascii=False))
+        return 0
+
+    return command_line(command).guard(work)
+
+
+def trained(path: Path) -> dict[str, Any]:
+    """What came of the run that wrote the checkpoint ``path``, as JSON values."""
+    from train.record import read_run  # which reads with torch
+
+    run = read_run(path.parent)
+    known = {name: run.provenance.get(name) for name in ("command", "steps", "seconds", "figures")}
+    return {"checkpoint": str(path), "fingerprint": run.fingerprint or None, **known}

@@ -9,7 +9,7 @@ the default resizes the shorter side and crops, as everybody else does: report w
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,26 @@ from typing import Annotated
 import tyro
 
 from digpt.artifact import load_document, write_checkpoint
-from digpt.errors import ConfigError, DigptError
+from digpt.cli import Command
+from digpt.errors import ConfigError
 from digpt.model import build_from_config
 from digpt.preprocess import Preprocess
 from digpt.source_authors import authors_checkpoint
 from train.finetune import Protocol, measured
+
+COMMAND = Command("train.convert", __doc__)
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     """What is converted, and how its images are to be resized."""
 
-    source: Annotated[Path, tyro.conf.Positional]  # the released .pth
-    output: Annotated[Path, tyro.conf.Positional]  # the ckpt.pt to write
-    resize: Protocol = "shortest"
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]  # the released .pth
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]  # the ckpt.pt to write
+    resize: Protocol = "shortest"  # how evaluations will resize
     crop_pct: float = 0.875  # of the shorter side; squash takes the whole image
-    overwrite: bool = False
+    overwrite: bool = False  # replace an output that is there
+    json: bool = False  # print the output and its fingerprint as JSON on standard output, and nothing else there
 
 
 def convert(config: ConvertConfig) -> str:
@@ -54,13 +58,16 @@ def convert(config: ConvertConfig) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert what the command line names."""
-    try:
-        config = tyro.cli(ConvertConfig, args=argv, description=__doc__)
-        print(f"wrote {config.output}  {convert(config)}")
-    except DigptError as error:
-        print(f"train.convert: {error}", file=sys.stderr)
-        return 2
+    """Convert what the command line names; return the exit code."""
+    return COMMAND.run(ConvertConfig, argv, _convert)
+
+
+def _convert(config: ConvertConfig) -> int:
+    fingerprint = convert(config)
+    if config.json:
+        print(json.dumps({"checkpoint": str(config.output), "fingerprint": fingerprint}, ensure_ascii=False))
+    else:
+        print(f"wrote {config.output}  {fingerprint}")
     return 0
 
 

@@ -58,14 +58,14 @@ class FinetuneConfig(TrainConfig):
     output: Path = Path("runs/finetune")
     encoder: str = "runs/pretrain/ckpt.pt"  # a checkpoint of ours or of the authors, or "random"
     variant: str = "Ti/16"  # shape of the encoder when it is "random"
-    image_size: int = 64
-    depth: int | None = 6
+    image_size: int = 64  # side in pixels
+    depth: int | None = 6  # blocks of a "random" encoder; None: the variant's own
     classes: int = 0  # their number, where the data do not tell; else 0
     val_data: str = ""  # where to evaluate; empty: the split "val" of data
     layer_decay: float = 0.65  # each block's learning rate, by that of the block after it
     drop_path: float = 0.1  # of the last block; rises linearly from 0
     ema: float = 0.0  # decay of a moving average of the weights, which is then evaluated and kept; 0: none
-    head_std: float = 2e-5
+    head_std: float = 2e-5  # of the initial weights of the head
     crop_pct: float = 0.875  # of the shorter side in evaluation; squash takes the whole image
     resize: Protocol = "shortest"  # which of the two measured protocols the checkpoint serves with
     betas: tuple[float, float] = (0.9, 0.999)

@@ -112,7 +112,8 @@ class _Run:
                 self.unevaluated = self.done % config.eval_every == 0 or last
                 if (self.stopping or (self.share.world == 1 and self.stop.requested)) and not last:
                     self._save()
-                    raise Interrupted(f"stopped at step {self.done}; the same command resumes it from {config.output}.")
+                    told = f"stopped at step {self.done}; the same command resumes it from {config.output}."
+                    raise Interrupted(told, self.stop.number)
                 if self.unevaluated or self.done % config.save_every == 0:
                     self._save()  # before an evaluation, which may be long and is repeated if it is killed
                 if self.unevaluated:

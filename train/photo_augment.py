@@ -32,13 +32,13 @@ class CropConfig:
     draws them. ``draft`` lets JPEG decode at a reduced scale from which even the smallest crop need not be enlarged.
     """
 
-    scale: tuple[float, float] = (0.2, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    interpolation: str = "bicubic"
-    alpha: Alpha = "white"
-    exif: bool = True
-    draft: bool = False
+    scale: tuple[float, float] = (0.2, 1.0)  # share of the area that the crop keeps
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width by its height
+    flip: float = 0.5  # probability of a mirror image
+    interpolation: str = "bicubic"  # of the resize
+    alpha: Alpha = "white"  # what becomes of transparency: white below, or dropped
+    exif: bool = True  # turn the picture as its EXIF orientation says
+    draft: bool = False  # let JPEG decode at a reduced scale
 
     def transform(self, size: int) -> Callable[[Image.Image], Tensor]:
         """A PIL image to uint8 ``[3,size,size]``."""
@@ -63,24 +63,24 @@ class FinetuneAugment:
     alphas of their Beta distributions, 0 for off; ``switch_prob`` the share of cutmix; ``smoothing`` of the labels.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    interpolation: str = "bicubic"
-    randaugment: str = "rand-m9-mstd0.5-inc1"
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the area that the crop keeps
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # its width by its height
+    flip: float = 0.5  # probability of a mirror image
+    interpolation: str = "bicubic"  # of the resize
+    randaugment: str = "rand-m9-mstd0.5-inc1"  # timm's string; empty: off
     color_jitter: float = 0.0  # only without randaugment, as in timm
-    erasing: float = 0.25
-    erasing_mode: str = "pixel"
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
-    smoothing: float = 0.1
-    mean: Triple = _IMAGENET_MEAN
-    std: Triple = _IMAGENET_STD
-    alpha: Alpha = "white"
-    exif: bool = True
-    draft: bool = False
+    erasing: float = 0.25  # probability that a part is erased
+    erasing_mode: str = "pixel"  # what fills it, in timm's words
+    mixup: float = 0.8  # alpha of mixup's Beta distribution; 0: off
+    cutmix: float = 1.0  # alpha of cutmix's; 0: off
+    mix_prob: float = 1.0  # probability that a batch is mixed
+    switch_prob: float = 0.5  # share of cutmix among the mixed
+    smoothing: float = 0.1  # of the labels
+    mean: Triple = _IMAGENET_MEAN  # statistics that images are normalised with
+    std: Triple = _IMAGENET_STD  # likewise
+    alpha: Alpha = "white"  # what becomes of transparency: white below, or dropped
+    exif: bool = True  # turn the picture as its EXIF orientation says
+    draft: bool = False  # let JPEG decode at a reduced scale
 
     @property
     def mixes(self) -> bool:

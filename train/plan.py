@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from digpt.errors import ConfigError, DigptError
+from digpt.cli import Command
+from digpt.errors import ConfigError
 from train.config import RECIPES, TrainConfig, load_recipe, parse, resolved
 from train.cost import NOTHING, Cost, Frozen, image_tower_cost, pretrain_cost, text_tower_cost, tuning_cost
 from train.fit import GPUS, USABLE, Gpu, disk, memory, smallest_accumulate, verdict, with_text_tower
@@ -34,14 +34,22 @@ from train.targets import named_teacher
 
 COMMANDS = ("pretrain", "finetune", "zeroshot", "segment")
 GpuName = Literal["b200", "h200", "h100", "a100", "a100-40", "l40s", "l4", "a10"]
+COMMAND = Command(
+    "train.plan",
+    __doc__,
+    first={
+        "RECIPE": f"One of {', '.join(RECIPES)} (default: emoji).",
+        "COMMAND": f"One of {', '.join(COMMANDS)} (default: all that the recipe has).",
+    },
+)
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     """Where the recipe is meant to run."""
 
-    gpus: int = 8
-    gpu: GpuName = "h100"
+    gpus: int = 8  # how many
+    gpu: GpuName = "h100"  # of which kind
     utilisation: float = 0.4  # share of the peak that training reaches
     measured: bool = False  # measure peak and utilisation on this machine's device, with short real steps
     decode_rate: float = 150.0  # images/s that one CPU core decodes, crops and flips
@@ -311,8 +319,7 @@ def document_of(argv: Sequence[str]) -> tuple[dict[str, Any], PlanConfig]:
     while arguments and not arguments[0].startswith("-") and len(positional) < 2:
         positional.append(arguments.pop(0))
     recipe = positional[0] if positional else "emoji"
-    prog = f"python -m train.plan [RECIPE: {' | '.join(RECIPES)}] [COMMAND: {' | '.join(COMMANDS)}]"
-    where, overrides = tyro.cli(PlanConfig, args=arguments, prog=prog, return_unknown_args=True)
+    where, overrides = COMMAND.parse_known(PlanConfig, arguments)
     commands = commands_of(recipe)
     if len(positional) == 2:
         if positional[1] not in commands:
@@ -328,12 +335,12 @@ def document_of(argv: Sequence[str]) -> tuple[dict[str, Any], PlanConfig]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the plan; a user's error is one line and exit code 2."""
-    try:
-        document, where = document_of(sys.argv[1:] if argv is None else argv)
-    except DigptError as error:
-        print(f"train.plan: {error}", file=sys.stderr)
-        return 2
+    """Print the plan; return the exit code."""
+    return COMMAND.guard(lambda: _plan(sys.argv[1:] if argv is None else argv))
+
+
+def _plan(argv: Sequence[str]) -> int:
+    document, where = document_of(argv)
     if where.json:
         print(json.dumps(document, indent=2))
     else:

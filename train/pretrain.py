@@ -46,9 +46,9 @@ class PretrainConfig(TrainConfig):
 
     output: Path = Path("runs/pretrain")
     teacher: str = "bundled-early-teacher"  # clip-l, openclip-h, ... (train.targets.NAMED); ckpt.pt; pixels; codes:FILE
-    paradigm: str = "digpt"
-    variant: str = "Ti/16"
-    image_size: int = 64
+    paradigm: str = "digpt"  # digpt, gen, gen_fd, fd, kd, mae, eva or igpt (docs/training.md)
+    variant: str = "Ti/16"  # shape of the encoder, such as B/16
+    image_size: int = 64  # side in pixels
     depth: int | None = 6  # blocks; None: the variant's own
     orders: int = 1  # cluster orders per image and teacher pass; a step then learns from orders x batch_size views
     init: str = ""  # a pretraining checkpoint to go on from, decoders included
@@ -58,7 +58,7 @@ class PretrainConfig(TrainConfig):
     mae: MaeConfig = field(default_factory=lambda: MaeConfig(decoder_width=192, decoder_heads=6, decoder_depth=2))
     eva: EvaConfig = field(default_factory=EvaConfig)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the student's statistics
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # likewise
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the bundled set
     crop: CropConfig = field(default_factory=CropConfig)  # of photographs
     knn: int = 20  # neighbours of the kNN probe; 0: none

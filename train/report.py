@@ -8,23 +8,41 @@ The training loop writes the same page into the run's folder after every evaluat
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from markupsafe import Markup
 
 from digpt.charts import Series, color, element, line_chart, number, percent, split_bar
-from digpt.errors import ConfigError, DigptError
+from digpt.cli import Command
+from digpt.errors import ConfigError
 from digpt.lineage import duration, text_of
 from digpt.report import Cell, Column, cards, document, header, section, table, write_page
 from train.record import Curve, Run, read_run
 from train.record import number as number_of
 from train.report_run import MOST_CHARTS, baseline_note, kind_of, lineage, run_page, title_of
 
+COMMAND = Command("train.report", __doc__)
 ABSENT = "not set"
 PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Which runs are told of."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR ...")]
+    """Folders of runs, the --output of training commands: of one DIR/report.html is written, of several a page that
+    compares them."""
+    output: Path = Path("comparison.html")
+    """Where the comparison goes; one run's report always goes into its own folder."""
+    json: bool = False
+    """Print the page's path as JSON on standard output, and nothing else there."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -42,24 +60,16 @@ def write_comparison(folders: Sequence[str | Path], output: str | Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the report of each run given, or, given several, one comparison of them."""
+    """Write the report of the run given, or, given several, one comparison of them; return the exit code."""
+    return COMMAND.run(ReportConfig, argv, _report)
 
-    def report(folders: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("comparison.html")) -> Path:
-        """Write DIR/report.html, or for several folders a page that compares the runs.
 
-        Args:
-            folders: folders of runs, the --output of training commands.
-            output: where the comparison goes; one run's report always goes into its own folder.
-        """
-        if not folders:
-            raise ConfigError("Give the folder of a run, such as runs/pretrain.")
-        return write_report(folders[0]) if len(folders) == 1 else write_comparison(folders, output)
-
-    try:
-        print(f"wrote {tyro.cli(report, args=argv, prog='python -m train.report')}")
-    except DigptError as error:
-        print(f"train.report: {error}", file=sys.stderr)
-        return 2
+def _report(config: ReportConfig) -> int:
+    if not config.folders:
+        raise ConfigError("Give the folder of a run, such as runs/pretrain.")
+    several = len(config.folders) > 1
+    path = write_comparison(config.folders, config.output) if several else write_report(config.folders[0])
+    print(json.dumps({"report": str(path)}, ensure_ascii=False) if config.json else f"wrote {path}")
     return 0
 
 

@@ -68,8 +68,8 @@ class SegmentTrainConfig(TrainConfig):
     output: Path = Path("runs/segment")
     encoder: str = "runs/pretrain/ckpt.pt"  # a checkpoint, timm:NAME, or "random"
     variant: str = "Ti/16"  # shape of the encoder when it is "random"
-    depth: int | None = 6
-    data: str = SCENES  # or ade20k:DIR, masks:DIR
+    depth: int | None = 6  # blocks of a "random" encoder; None: the variant's own
+    data: str = SCENES  # scenes composed from the bundled data, ade20k:DIR or masks:DIR
     val_data: str = ""  # where to evaluate; empty: the split "val" of data
     reduce_zero: bool = False  # 0 in the masks of masks:DIR is no class, as ADE20K has it by itself
     crop: int = 128  # side of the training crops in pixels, a multiple of the patch
@@ -87,7 +87,7 @@ class SegmentTrainConfig(TrainConfig):
     scene_classes: int = len(SUBGROUPS) + 1  # with the background
     eval_scenes: int = 200  # of each split
     splits: tuple[str, ...] = ("val", "flat")  # of the scenes, to evaluate on
-    inference: Mode = "slide"  # or whole; scenes, of one crop's size, are the same by both
+    inference: Mode = "slide"  # windows of the crop's size, or the image at once
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 0.0
     min_lr: float = 0.0

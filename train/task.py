@@ -22,6 +22,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self.number = signal.SIGTERM  # which of the two it was
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -33,12 +34,14 @@ class Stop:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self.number = True, signal.Signals(number)
 
     def check(self) -> None:
         """Raise Interrupted when a signal has arrived; an evaluation calls this between its batches."""
         if self.requested:
-            raise Interrupted("stopped while evaluating; the state was saved before: the same command resumes it.")
+            raise Interrupted(
+                "stopped while evaluating; the state was saved before: the same command resumes it.", self.number
+            )
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():

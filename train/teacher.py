@@ -42,19 +42,19 @@ class TeacherConfig(TrainConfig):
     """A ViT and a causal text transformer, both small."""
 
     output: Path = Path("runs/teacher")
-    image_size: int = 64
+    image_size: int = 64  # side in pixels
     trunk: str = "regnetx_002"  # a timm convolutional network; empty: open_clip's VisionTransformer as below
-    patch_size: int = 16
-    width: int = 192
-    layers: int = 4
-    head_width: int = 48
-    embed_dim: int = 192
-    text_width: int = 192
-    text_layers: int = 2
-    text_heads: int = 3
+    patch_size: int = 16  # side of a patch in pixels
+    width: int = 192  # of the VisionTransformer
+    layers: int = 4  # blocks of the VisionTransformer
+    head_width: int = 48  # of its attention heads
+    embed_dim: int = 192  # of the space that images and texts share
+    text_width: int = 192  # of the text transformer
+    text_layers: int = 2  # blocks of the text transformer
+    text_heads: int = 3  # attention heads of its blocks
     context_length: int = 12  # covers all but the longest captions; attention is paid for every position
-    vocab_size: int = 2048
-    max_logit_scale: float = 100.0
+    vocab_size: int = 2048  # tokens of the tokenizer that is built from the captions
+    max_logit_scale: float = 100.0  # largest inverse temperature of the contrast
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

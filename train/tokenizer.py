@@ -34,7 +34,7 @@ class TokenizerConfig(TrainConfig):
     """The autoencoder's sizes and its codebook's rules; ``vq.patch_size`` is that of the students to come."""
 
     output: Path = Path("runs/tokenizer")
-    image_size: int = 64
+    image_size: int = 64  # side in pixels
     vq: VqConfig = field(default_factory=VqConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -52,15 +52,15 @@ class ZeroshotConfig(TrainConfig):
     encoder: str = "runs/pretrain/ckpt.pt"  # a pretraining checkpoint, or "random" for the control without pretraining
     teacher: str = "bundled-teacher"  # whose text tower it is aligned with
     variant: str = "Ti/16"  # shape of the encoder when it is "random"
-    image_size: int = 64
-    depth: int | None = 6
-    max_logit_scale: float = 100.0
+    image_size: int = 64  # side in pixels
+    depth: int | None = 6  # blocks of a "random" encoder; None: the variant's own
+    max_logit_scale: float = 100.0  # largest inverse temperature of the contrast
     freeze_text: bool = False  # of pairs from disk; the bundled captions' tower is always frozen
     val_data: str = ""  # pairs on disk to measure retrieval on
     crop: CropConfig = field(default_factory=lambda: CropConfig(scale=(0.9, 1.0), flip=0.0))  # of pairs on disk
     distill: float = 1.0  # weight of the teacher's own distribution over the concepts, beside the true one; 0: without
     splits: tuple[str, ...] = SIDE_SPLITS  # of the bundled set, to evaluate on
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # of the bundled set
 
     def check_given(self, given: frozenset[str]) -> None:
         """Refuse the options of the other kind of data."""

@@ -20,12 +20,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-import tyro
-
 from benchmarks.serve.measure import Bench, Row
+from digpt.cli import Command
 
 Part = Literal["batcher", "idle", "http", "overload", "rivals"]
 VIT_B16 = "vit-b16"
+
+COMMAND = Command("benchmarks.serve", __doc__, exits={1: "a bound was missed"})
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,11 @@ def line(row: Row) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print every figure as it comes; 1 if a bound was missed."""
-    config = tyro.cli(Config, prog="python -m benchmarks.serve", args=argv)
+    """Print every figure as it comes; return the exit code."""
+    return COMMAND.run(Config, argv, _serve)
+
+
+def _serve(config: Config) -> int:
     rows = []
     for row in run(config):
         rows.append(row)

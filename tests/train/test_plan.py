@@ -285,7 +285,7 @@ def test_what_cannot_be_planned_is_one_sentence(line: str, message: str, capsys:
     assert main(line.split()) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.search(message, printed.err) and printed.err.startswith("train.plan: ")
+    assert re.search(message, printed.err) and printed.err.startswith("error: ")
 
 
 def test_an_unknown_setting_names_the_near_miss(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,11 @@ def test_command_writes_a_tokenizer_whose_codes_are_a_target(
     report = check_teacher(target, TokenizerTask(TokenizerConfig(batch_size=16)).data.split("val")[0][:32])
     assert isinstance(report, CodeReport) and report.grid == (4, 4) and report.width == 32
     assert target.fingerprint == tokenizer.fingerprint
+    capsys.readouterr()
+    assert train(tmp_path, "--steps", "6", "--warmup", "0", "--lr", "5e-3", "--json") == 0  # it is finished already
+    document = json.loads(capsys.readouterr().out)
+    assert document["checkpoint"] == str(path) and document["figures"] == record["figures"]
+    assert document["steps"] == 6 and document["command"] == "python -m train.tokenizer"
 
 
 @pytest.mark.slow

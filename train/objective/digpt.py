@@ -40,14 +40,14 @@ class DigptConfig:
     fidelity: Fidelity = "fixed"
     cluster_grid: tuple[int, int] = (2, 2)
     taps: tuple[int, ...] = ()
-    decoder_width: int = 1024
-    decoder_heads: int = 32
-    decoder_depth: int = 2
-    mlp_ratio: float = 4.0
-    gen_weight: float = 1.0
-    dis_weight: float = 1.0
-    norm_eps: float = 1e-6
-    tap_norm_eps: float = 1e-5
+    decoder_width: int = 1024  # of both decoders
+    decoder_heads: int = 32  # attention heads of each block
+    decoder_depth: int = 2  # blocks of each decoder
+    mlp_ratio: float = 4.0  # hidden width of their MLPs, by decoder_width
+    gen_weight: float = 1.0  # of the generative loss
+    dis_weight: float = 1.0  # of the discriminative loss
+    norm_eps: float = 1e-6  # of the decoders' layer norms
+    tap_norm_eps: float = 1e-5  # of the norms of the tapped blocks
 
     def __post_init__(self) -> None:
         if self.fidelity not in get_args(Fidelity):

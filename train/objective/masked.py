@@ -25,13 +25,13 @@ from train.objective.stack import BlockStack, embed_visible, run_block, run_enco
 class MaeConfig:
     """Masked autoencoder; the defaults are the MAE paper's (75 % hidden, decoder of 8 blocks, width 512, 16 heads)."""
 
-    mask_ratio: float = 0.75
-    decoder_width: int = 512
-    decoder_heads: int = 16
-    decoder_depth: int = 8
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    class_token_std: float = 0.02
+    mask_ratio: float = 0.75  # share of the patches that is hidden
+    decoder_width: int = 512  # of the decoder
+    decoder_heads: int = 16  # attention heads of each block
+    decoder_depth: int = 8  # blocks of the decoder
+    mlp_ratio: float = 4.0  # hidden width of its MLPs, by decoder_width
+    norm_eps: float = 1e-6  # of its layer norms
+    class_token_std: float = 0.02  # of the encoder's initial class token
 
     def __post_init__(self) -> None:
         _check_ratio(self.mask_ratio)
@@ -45,9 +45,9 @@ class MaeConfig:
 class EvaConfig:
     """Masked feature prediction; EVA hides 40 % in blocks."""
 
-    mask_ratio: float = 0.4
-    norm_eps: float = 1e-6
-    class_token_std: float = 0.02
+    mask_ratio: float = 0.4  # share of the patches that is hidden
+    norm_eps: float = 1e-6  # of the layer norms
+    class_token_std: float = 0.02  # of the encoder's initial class token
 
     def __post_init__(self) -> None:
         _check_ratio(self.mask_ratio)

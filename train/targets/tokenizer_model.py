@@ -44,8 +44,8 @@ class VqConfig:
     """
 
     patch_size: int = 16
-    codebook_size: int = 512
-    code_width: int = 32
+    codebook_size: int = 512  # number of codes
+    code_width: int = 32  # channels of a code
     width: int = 48
     decay: float = 0.99
     commitment: float = 0.25
