@@ -71,11 +71,11 @@ bench: $(INSTALLED)  ## measure this machine, and what the class set and pretrai
 	@echo "longer ones: python -m benchmarks.train_step, python -m benchmarks.tuning_gain, python -m benchmarks.knn_gain (docs/results.md)"
 
 docs: $(INSTALLED)  ## build the documentation site into runs/site; a warning is an error
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "open runs/site/index.html, or: make docs-serve"
 
 docs-serve: $(INSTALLED)  ## the site on loopback, built again whenever a page changes: PORT=8000
-	$(PY) -m mkdocs serve --dev-addr 127.0.0.1:$(PORT)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --dev-addr 127.0.0.1:$(PORT)
 
 audit: $(INSTALLED)  ## look the installed packages up in the vulnerability database (needs the network)
 	$(PY) -m pip install --quiet --disable-pip-version-check pip-audit

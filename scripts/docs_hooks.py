@@ -36,7 +36,8 @@ OUTSIDE = {  # files of the repository that are pages of the site
     "digpt/bundled/emoji-tiny/README.md": "project/model-card.md",
     "data/emoji/README.md": "project/data-card.md",
 }
-COPIES = "source"  # where the site keeps other files that pages link to
+COPIES = "source"  # where the site keeps copies of other files that pages link to
+SHOWN = (".png", ".jpg", ".webp", ".svg", ".txt")  # by every browser
 LINK = re.compile(r"(?P<open>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)|(?P<src>src=\")(?P<path>[^\"]+)\"")
 TEXT_OF_LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)[^)]*\)")
 FENCED = re.compile(r"(^[ \t]*(?:```|~~~).*?^[ \t]*(?:```|~~~)[ \t]*$)", re.DOTALL | re.MULTILINE)
@@ -73,8 +74,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
                 continue
             if path.endswith(".md"):
                 raise PluginError(f"{_source(page)} links to {path}: name its page in OUTSIDE of {__file__}.")
-            if files.get_file_from_path(f"{COPIES}/{path}") is None:
-                files.append(File.generated(config, f"{COPIES}/{path}", abs_src_path=str(ROOT / path)))
+            if files.get_file_from_path(_copy(path)) is None:
+                files.append(File.generated(config, _copy(path), abs_src_path=str(ROOT / path)))
     return files
 
 
@@ -94,6 +95,11 @@ def _expanded(nav: Any, docs: Path) -> Any:
         return nav
     found = sorted(docs.glob(nav), key=lambda path: (path.name != "README.md", path.name))
     return [path.relative_to(docs).as_posix() for path in found]
+
+
+def _copy(path: str) -> str:
+    """Where the site has a file of the repository; sources under a name that browsers show as text."""
+    return f"{COPIES}/{path}" if path.endswith(SHOWN) else f"{COPIES}/{path}.txt"
 
 
 def _source(file: File) -> str:
@@ -128,9 +134,8 @@ def _led(prose: str, page: File) -> str:
         if path.startswith("docs/"):
             on_site = path.removeprefix("docs/")
         else:
-            on_site = OUTSIDE.get(path, f"{COPIES}/{path}")
-        base = page.url if found["src"] else page.src_uri  # mkdocs translates links, not the src of raw HTML
-        address = os.path.relpath(on_site, posixpath.dirname(base) or ".")
+            on_site = OUTSIDE.get(path, _copy(path))
+        address = os.path.relpath(on_site, posixpath.dirname(page.src_uri) or ".")
         return f'src="{address}"' if found["src"] else f"]({address}{found['anchor'] or ''})"
 
     return LINK.sub(led, TEXT_OF_LINK.sub(unlinked, prose))

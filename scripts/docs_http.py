@@ -53,9 +53,11 @@ def _operation(path: str, method: str, operation: Json) -> str:
         parts += ["**Body**", _kinds(bodies), _table(_fields(fields), "field", "type", "meaning")]
     parts += _parameters(operation.get("parameters", []), set(fields["properties"]) if fields else set())
     parts += ["**Example**", f"```sh\n{example(path, method, operation)}\n```"]
-    answers = operation["responses"]
-    parts += ["**Answers**", _table((_answer(status, answer) for status, answer in answers.items()), "status", "", "")]
-    parts += [text for status, answer in answers.items() if int(status) < 400 for text in _shown(answer)]
+    good = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
+    parts += ["**Answers**", _table((_answer(status, answer) for status, answer in good.items()), "status", "", "shape")]
+    parts += [text for answer in good.values() for text in _shown(answer)]
+    if errors := [f"[{status}](#errors)" for status in operation["responses"] if status not in good]:
+        parts.append(f"Errors: {', '.join(errors)}.")
     return "\n\n".join(parts)
 
 
@@ -113,8 +115,7 @@ def _parameter(parameter: Json) -> list[str]:
 
 def _answer(status: str, answer: Json) -> list[str]:
     shape = answer.get("content", {}).get("application/json", {}).get("schema", {})
-    code = f"[{status}](#errors)" if int(status) in ERRORS else status
-    return [code, _prose(answer["description"]), _type(shape) if "$ref" in shape else ""]
+    return [status, _prose(answer["description"]), _type(shape) if "$ref" in shape else ""]
 
 
 def _shown(answer: Json) -> Iterator[str]:
@@ -126,6 +127,7 @@ def _shown(answer: Json) -> Iterator[str]:
 
 
 def _errors() -> str:
+    """One table for all operations: a status means the same everywhere."""
     rows = (
         [str(status), _prose(STATUS_TEXTS[status]), f"`{error['code']}`", _prose(error["message"])]
         for status, error in ERRORS.items()

@@ -32,7 +32,7 @@ DECISION = ("docs/decisions/batching.md", "decisions/batching.md")
     ("where", "written", "led"),
     [
         (BULK, "[s](serving.md#class-sets)", "[s](serving.md#class-sets)"),
-        (BULK, "[s](../deploy/kubernetes.yaml)", "[s](source/deploy/kubernetes.yaml)"),
+        (BULK, "[s](../deploy/kubernetes.yaml)", "[s](source/deploy/kubernetes.yaml.txt)"),
         (BULK, "[c](../CONTRIBUTING.md#tests)", "[c](project/contributing.md#tests)"),
         (DECISION, "[c](../../CONTRIBUTING.md)", "[c](../project/contributing.md)"),
         (BULK, "the [recipes](../train/recipes), and", "the recipes, and"),

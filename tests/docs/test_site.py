@@ -84,7 +84,7 @@ def test_every_operation_is_in_the_reference(site: Path) -> None:
     assert known <= set(shown) and set(document["components"]["schemas"]) <= set(shown)
     text = text_of(site, "reference/http.html")
     assert "top_k integer, at least 1, 5 unless given How many labels per image, best first." in text
-    assert "401 The server has keys, and the request shows none that it knows. ErrorResponse" in text
+    assert "401 The server has keys, and the request shows none that it knows. invalid_api_key" in text
     assert "image_too_large The image has 50,000 x 50,000 pixels" in text
 
 
@@ -118,6 +118,6 @@ def test_the_markdown_reads_as_on_a_code_host(site: Path) -> None:
 
 
 def test_files_that_pages_link_to_are_there(site: Path) -> None:
-    copied, own = site / "source/deploy/kubernetes.yaml", ROOT / "deploy/kubernetes.yaml"
+    copied, own = site / "source/deploy/kubernetes.yaml.txt", ROOT / "deploy/kubernetes.yaml"
     assert copied.read_bytes() == own.read_bytes()
-    assert 'href="source/deploy/kubernetes.yaml"' in (site / "bulk.html").read_text(encoding="utf-8")
+    assert 'href="source/deploy/kubernetes.yaml.txt"' in (site / "bulk.html").read_text(encoding="utf-8")
