@@ -54,7 +54,10 @@ def _operation(path: str, method: str, operation: Json) -> str:
     parts += _parameters(operation.get("parameters", []), set(fields["properties"]) if fields else set())
     parts += ["**Example**", f"```sh\n{example(path, method, operation)}\n```"]
     good = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
-    parts += ["**Answers**", _table((_answer(status, answer) for status, answer in good.items()), "status", "", "shape")]
+    parts += [
+        "**Answers**",
+        _table((_answer(status, answer) for status, answer in good.items()), "status", "", "shape"),
+    ]
     parts += [text for answer in good.values() for text in _shown(answer)]
     if errors := [f"[{status}](#errors)" for status in operation["responses"] if status not in good]:
         parts.append(f"Errors: {', '.join(errors)}.")
@@ -65,9 +68,10 @@ def example(path: str, method: str, operation: Json) -> str:
     """A request of this kind for a shell."""
     if "requestBody" in operation and path in EXAMPLES:
         return EXAMPLES[path].format(base=ADDRESS)
-    name = NAMES.get(path.partition("/{")[0], "")
+    admin = ADMIN_TAG in operation["tags"]
+    name = "photos" if admin else NAMES.get(path.partition("/{")[0], "")
     asked = "" if method == "get" else f" -X {method.upper()}"
-    key = ' -H "Authorization: Bearer $ADMIN_KEY"' if ADMIN_TAG in operation["tags"] else ""
+    key = ' -H "Authorization: Bearer $ADMIN_KEY"' if admin else ""
     return f"curl -s{asked} {ADDRESS}{path[1:].replace('{name}', name)}{key}"
 
 

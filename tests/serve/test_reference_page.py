@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from digpt.engine import Engine
+from digpt.passport import FINGERPRINT_META, PASSPORT_NAME
+from digpt.report import document
 from digpt.runtime.fake import FakeRuntime
 from scripts.docs_http import ADDRESS, http_reference
 from serve.keys import Keys
@@ -24,29 +26,43 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("curl ")]
 
 
+def with_passport(folder: Path) -> Engine:
+    runtime = FakeRuntime(dim=8, spec=str(folder))
+    page = document("passport of a model", meta={FINGERPRINT_META: runtime.info.fingerprint})
+    (folder / PASSPORT_NAME).write_text(page, encoding="utf-8")
+    return Engine(runtime)
+
+
+def sent(line: str, client: Any, folder: Path) -> str:
+    """What the server answers to a command of the page; fails where it is no success."""
+    curl = shutil.which("curl")
+    assert curl is not None, "curl is one of the system's packages"
+    command = line.replace(ADDRESS.rstrip("/"), str(client.base_url).rstrip("/"))
+    command = command.replace("curl ", "curl --fail-with-body --noproxy '*' ", 1)
+    environment = {"ADMIN_KEY": ADMIN_KEY, "PATH": f"{Path(curl).parent}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, (line, done.stdout, done.stderr)
+    return done.stdout
+
+
 def test_the_requests_are_answered(serving: Callable[..., Any], image: Callable[..., bytes], tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(image())
+    plain = serving({"emoji-tiny": with_passport(tmp_path)})
+    guarded = serving(
+        {"emoji-tiny": Engine(FakeRuntime())},
+        keys=Keys([], [ADMIN_KEY]),
+        available={"photos": lambda: Engine(FakeRuntime())},
+    )
+    lines = commands()
+    assert len(lines) >= 20
+    answers = {line: sent(line, guarded if "ADMIN_KEY" in line else plain, tmp_path) for line in in_order(lines)}
+    assert all(answers.values())
+    assert '"state":"unloading"' in answers[next(line for line in lines if "photos/unload" in line)]
+    assert '"deleted":true' in answers[next(line for line in lines if "DELETE" in line)]
 
-    def engine() -> Engine:
-        return Engine(FakeRuntime(dim=8))
 
-    plain = serving({"emoji-tiny": engine()})
-    guarded = serving({"emoji-tiny": engine()}, keys=Keys([], [ADMIN_KEY]), available={"photos": engine})
-    sent = commands()
-    assert len(sent) > 15
-    # a class set is stored first and deleted last
-    for line in sorted(sent, key=lambda line: ("-X DELETE" in line, "/class-sets" in line and "-X PUT" not in line)):
-        client = guarded if "ADMIN_KEY" in line else plain
-        command = line.replace(ADDRESS, f"{client.base_url}").replace(
-            "curl ", "curl --fail-with-body --noproxy '*' ", 1
-        )
-        done = subprocess.run(
-            ["/bin/sh", "-c", command],
-            cwd=tmp_path,
-            env={"ADMIN_KEY": ADMIN_KEY, "PATH": f"{Path(shutil.which('curl') or '').parent}:/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
-        assert done.stdout
+def in_order(lines: list[str]) -> list[str]:
+    """A class set is stored before it is asked for, and deleted last."""
+    return sorted(lines, key=lambda line: ("-X DELETE" in line, "fruit" in line and "-X PUT" not in line))
