@@ -56,7 +56,7 @@ def _operation(path: str, method: str, operation: Json) -> str:
     good = {status: answer for status, answer in operation["responses"].items() if int(status) < 400}
     parts += [
         "**Answers**",
-        _table((_answer(status, answer) for status, answer in good.items()), "status", "", "shape"),
+        _table((_answer(status, answer) for status, answer in good.items()), "status", "meaning", "shape"),
     ]
     parts += [text for answer in good.values() for text in _shown(answer)]
     if errors := [f"[{status}](#errors)" for status in operation["responses"] if status not in good]:

@@ -100,7 +100,6 @@ def test_every_command_is_in_the_reference(site: Path) -> None:
 
 def test_docstrings_are_rendered(site: Path) -> None:
     text = text_of(site, "reference/python/engine.html")
-    assert "Engine.load" in text or "load(" in text
     assert "The lock is taken per batch, so that a long list does not hold up images." in text
     assert "limits (DecodeLimits | None, default: None ) – what decode accepts." in text
     for page in sorted(site.glob("reference/python/*.html")):
