@@ -65,8 +65,8 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages from outside docs/, and the other files that pages link to."""
-    for source, page in OUTSIDE.items():
-        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for source, on_site in OUTSIDE.items():
+        files.append(File.generated(config, on_site, abs_src_path=str(ROOT / source)))
     for page in files.documentation_pages():
         for target in _targets(Path(page.abs_src_path or "").read_text(encoding="utf-8")):
             path = _in_repository(_source(page), target)

@@ -18,18 +18,18 @@ def portable(markdown: str) -> str:
 def _lines(lines: list[str]) -> Iterator[str]:
     columns: list[int] = []  # where the text of each open item begins, the outermost first
     fence, before = "", ""  # what closes the open fence; the line above
+    block = True  # whether the line above ends a block: it is empty or closes a fence
     loose = True  # whether the line above is a paragraph by itself, rather than an item's first
     for line in lines:
         indent = len(line) - len(line.lstrip())
         if fence:
-            if line.strip() == fence:
-                fence = ""
             yield _moved(line, columns)
-            before = "" if not fence else line
+            if line.strip() == fence:
+                fence, before, loose, block = "", line, True, True
             continue
         marker = MARKER.fullmatch(line)
         loose = loose or not line.strip()
-        if marker or (not before.strip() and line.strip()):
+        if marker or (block and line.strip()):
             while columns and indent < columns[-1]:
                 columns.pop()
         if _parted(line, before, bool(marker and loose)):
@@ -42,7 +42,7 @@ def _lines(lines: list[str]) -> Iterator[str]:
             yield _moved(line, columns)
         if opened := FENCE.match(line):
             fence = opened[1]
-        before = line
+        before, block = line, not line.strip()
 
 
 def _moved(line: str, columns: list[int]) -> str:

@@ -14,9 +14,12 @@ def html(text: str) -> str:
     return re.sub(r"\s*\n\s*", "", markdown.markdown(text, extensions=["tables", "pymdownx.superfences"]))
 
 
+FENCED = '<div class="highlight"><pre><span></span><code>x</code></pre></div>'
 CASES = {
+    "a table below a fence": ("```\nx\n```\n| a |\n|---|\n| b |", f"{FENCED}<table>"),
     "a list below a paragraph": ("Text:\n- a\n- b", "<p>Text:</p><ul><li>a</li><li>b</li></ul>"),
     "a table below a paragraph": ("Text:\n| a |\n|---|\n| b |", "<p>Text:</p><table><thead><tr><th>a</th>"),
+    "a list below a fence": ("```\nx\n```\n- a", f"{FENCED}<ul><li>a</li></ul>"),
     "a list in a list": ("- a\n  - b\n- c", "<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul>"),
     "a paragraph in a numbered item": ("1. a\n\n   b\n2. c", "<ol><li><p>a</p><p>b</p></li><li><p>c</p></li></ol>"),
     "a table in an item": ("- a:\n\n  | b |\n  |---|\n  | c |", "<ul><li><p>a:</p><table><thead><tr><th>b</th>"),
