@@ -24,7 +24,7 @@ PACKAGES = {
     "app": "The demo",
     "benchmarks": "Benchmarks",
 }
-WIDTH = 88  # characters of a line of help
+WIDTH = 78  # characters of a line of help; the site shows no more without scrolling
 
 
 def commands(package: str) -> list[str]:
