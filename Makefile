@@ -15,7 +15,7 @@ QUICKSTART := runs/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 GRADIO_ANALYTICS_ENABLED=False
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run smoke test test-all test-browser screenshots check format quickstart bench docs audit clean
+.PHONY: help setup run smoke test test-all test-browser screenshots check format quickstart bench docs docs-serve audit clean
 
 help:  ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,8 +70,12 @@ bench: $(INSTALLED)  ## measure this machine, and what the class set and pretrai
 	$(PY) -m benchmarks.loader
 	@echo "longer ones: python -m benchmarks.train_step, python -m benchmarks.tuning_gain, python -m benchmarks.knn_gain (docs/results.md)"
 
-docs:  ## list the documents with their titles
-	@for page in *.md docs/*.md docs/*/*.md data/*/README.md; do test ! -f $$page || printf '%-48s %s\n' $$page "$$(grep -m 1 '^# ' $$page | cut -c 3-)"; done
+docs: $(INSTALLED)  ## build the documentation site into runs/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "open runs/site/index.html, or: make docs-serve"
+
+docs-serve: $(INSTALLED)  ## the site on loopback, built again whenever a page changes: PORT=8000
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve --dev-addr 127.0.0.1:$(PORT)
 
 audit: $(INSTALLED)  ## look the installed packages up in the vulnerability database (needs the network)
 	$(PY) -m pip install --quiet --disable-pip-version-check pip-audit

@@ -26,6 +26,8 @@ OWNERS = {
     "uvicorn": ("serve/",),
     "gradio": ("app/",),
     "playwright": ("scripts/",),
+    "mkdocs": ("scripts/",),
+    "griffe": ("scripts/",),
     "onnx": ("export/",),
     "onnx_ir": ("export/",),
     "onnxscript": ("export/",),

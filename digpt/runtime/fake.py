@@ -37,7 +37,8 @@ class FakeRuntime:
     """Answers at once and always alike; ``batches`` and ``text_batches`` record the sizes of the calls.
 
     Args:
-        dim, size: embedding width and image side.
+        dim: width of the embeddings.
+        size: side of an image.
         text: whether it has a text tower.
         labels: the model's own labels; with ``linear_head`` they are the head's.
         segment_crop: makes it a segmenter of ``labels``: a pixel's class goes by its red, in steps of equal width, and
