@@ -61,12 +61,12 @@ def _gathering(encoder: Any) -> tuple[nn.Module, slice, int] | None:
     """The attention of which the pooled features are, its queries that count, and the first of its patch tokens."""
     if type(encoder) is VisionTransformer:
         prefix = int(encoder.num_prefix_tokens)
-        pool, block = encoder.attn_pool, encoder.blocks[-1]
+        pool, attention = encoder.attn_pool, getattr(encoder.blocks[-1], "attn", None)
         if type(pool) is AttentionPoolLatent:
             return pool, slice(1 if pool.pool == "token" else None), prefix if encoder.pool_include_prefix else 0
-        plain = pool is None and type(getattr(block, "attn", None)) is Attention and not encoder.pool_include_prefix
+        plain = pool is None and type(attention) is Attention and not encoder.pool_include_prefix
         if plain and encoder.global_pool in ("token", "avg"):
-            return block.attn, slice(1) if encoder.global_pool == "token" else slice(prefix, None), prefix
+            return attention, slice(1) if encoder.global_pool == "token" else slice(prefix, None), prefix
     if type(encoder) is OpenClipTransformer and encoder.attn_pool is None and encoder.pool_type in ("tok", "avg"):
         attention = getattr(encoder.transformer.resblocks[-1], "attn", None)
         if type(attention) is nn.MultiheadAttention:
