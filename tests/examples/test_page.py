@@ -59,11 +59,13 @@ def test_the_page_shows_what_its_commands_print(address: str, tmp_path: Path, mo
     for language, code, shown in steps():
         languages.append(language)
         code = code.replace("runs/examples", str(tmp_path))
-        if language == "python":
+        if language == "sh":
+            assert run(code, address).splitlines()[0] == "emoji-tiny, 192 numbers each"
+        elif language == "python":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec(code, {})
             assert "Prediction(label='Food & Drink'" in printed.getvalue()
         else:
             agree(run(code, address).replace(str(tmp_path), "runs/examples"), shown)
-    assert languages == ["console"] * 4 + ["python"] + ["console"] * 2
+    assert languages == ["console"] * 4 + ["python", "console", "sh"]
