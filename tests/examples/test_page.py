@@ -53,6 +53,7 @@ def agree(printed: str, shown: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_page_shows_what_its_commands_print(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     languages = []
