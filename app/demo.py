@@ -184,6 +184,7 @@ def theme() -> gr.themes.Base:
         input_border_width="1px",
         block_border_width="1px",
         body_text_color_subdued="*neutral_600",
+        link_text_color_dark="*primary_400",
         block_label_text_color="*primary_600",
         block_title_text_color="*primary_600",
         button_primary_background_fill="*primary_600",
