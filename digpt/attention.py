@@ -64,8 +64,8 @@ def _gathering(encoder: Any) -> tuple[nn.Module, slice, int] | None:
         pool, attention = encoder.attn_pool, getattr(encoder.blocks[-1], "attn", None)
         if type(pool) is AttentionPoolLatent:
             return pool, slice(1 if pool.pool == "token" else None), prefix if encoder.pool_include_prefix else 0
-        plain = pool is None and type(attention) is Attention and not encoder.pool_include_prefix
-        if plain and encoder.global_pool in ("token", "avg"):
+        averaged = encoder.global_pool == "avg" and not encoder.pool_include_prefix
+        if type(attention) is Attention and pool is None and (averaged or encoder.global_pool == "token"):
             return attention, slice(1) if encoder.global_pool == "token" else slice(prefix, None), prefix
     if type(encoder) is OpenClipTransformer and encoder.attn_pool is None and encoder.pool_type in ("tok", "avg"):
         attention = getattr(encoder.transformer.resblocks[-1], "attn", None)
