@@ -49,6 +49,7 @@ def mount(
     guard: Callable[[], object] | None = None,
     max_bytes: int = MAX_BYTES,
     search_dir: str | None = None,
+    cards: str | None = None,
 ) -> Any:
     """Put the page for ``engine`` under ``path`` of a FastAPI application, and return the application.
 
@@ -57,7 +58,8 @@ def mount(
         guard: raises a DigptError, for the application to answer, while an engine must not be asked.
         max_bytes: of one request.
         search_dir: the folder of pictures that can be searched; None for the bundled set.
+        cards: where the application shows the passport of the model ``{name}``; None where it shows none to browsers.
     """
     from app import demo
 
-    return demo.mount(fastapi_app, engine, path, guard=guard, max_bytes=max_bytes, search_dir=search_dir)
+    return demo.mount(fastapi_app, engine, path, guard=guard, max_bytes=max_bytes, search_dir=search_dir, cards=cards)

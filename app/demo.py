@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -26,6 +27,7 @@ from app.tabs.segment import segment_tab
 from app.tabs.styles import styles_tab
 from digpt.data.emoji import EmojiSet
 from digpt.engine import Engine
+from digpt.passport import passport_path, read_passport
 from digpt.runtime.base import RuntimeInfo
 
 TITLE = "digpt"
@@ -40,13 +42,18 @@ STYLESHEET = Path(__file__).with_name("demo.css")
 
 
 def build_demo(
-    engines: Engine | Mapping[str, Engine], *, api_here: bool = False, search_dir: str | None = None
+    engines: Engine | Mapping[str, Engine],
+    *,
+    api_here: bool = False,
+    search_dir: str | None = None,
+    cards: str | None = None,
 ) -> gr.Blocks:
     """Build a page for each engine, the first of which is shown first; a bar above them leads to the others.
 
     Args:
         api_here: whether the server that shows the pages answers /classify and /embed too.
         search_dir: the folder of pictures to search; None for the bundled set.
+        cards: where that server shows the passport of the model ``{name}``; None where it shows none.
 
     Raises:
         DataError: ``search_dir`` is no folder, or there is no picture in it.
@@ -69,7 +76,10 @@ def build_demo(
         with blocks.route(choice(name, engine.info), re.sub(r"[^\w.~-]+", "-", name)) if number else blocks:
             if len(named) > 1:
                 gr.Navbar(main_page_name=choice(next(iter(named)), next(iter(named.values())).info))
-            fill(page, name)
+            gr.Markdown(
+                header(name, engine.info, passport(name, engine.info, api_here, cards)), elem_classes="digpt-model"
+            )
+            fill(page)
     weakref.finalize(blocks, files.cleanup)
     return blocks
 
@@ -81,31 +91,35 @@ def pictures_to_search(emoji: EmojiSet | None, search_dir: str | None, api_here:
     return bundled(emoji) if emoji else None
 
 
-def fill(page: Page, name: str) -> None:
+def fill(page: Page) -> None:
     """Lay out the tabs that the page's model has an answer for."""
     info = page.engine.info
-    gr.Markdown(header(name, info), elem_classes="digpt-model")
     segments = info.head == "upernet"
     classifies = info.has_text or not segments
     if segments:
-        with gr.Tab("Segment"):
+        with tab("Segment"):
             segment_tab(page)
     if classifies:
-        with gr.Tab("Classify"):
+        with tab("Classify"):
             classify_tab(page)
-    with gr.Tab("Compare"):
+    with tab("Compare"):
         compare_tab(page)
     if page.index is not None:
-        with gr.Tab("Search"):
+        with tab("Search"):
             search_tab(page, page.index)
     if info.patch_tokens:
-        with gr.Tab("Patches"):
+        with tab("Patches"):
             patches_tab(page)
     if classifies:
-        with gr.Tab("Corrupt"):
+        with tab("Corrupt"):
             corrupt_tab(page)
-        with gr.Tab("Styles never seen"):
+        with tab("Styles never seen"):
             styles_tab(page)
+
+
+def tab(name: str) -> gr.Tab:
+    """A tab whose button says by an id which panel it opens: Gradio tells screen readers only then."""
+    return gr.Tab(name, elem_id=f"tab-{name.lower().replace(' ', '-')}")
 
 
 def mount(
@@ -116,9 +130,10 @@ def mount(
     guard: Callable[[], object] | None,
     max_bytes: int,
     search_dir: str | None = None,
+    cards: str | None = None,
 ) -> Any:
     """Put the pages under ``path`` of a FastAPI application behind a ``Guard``, and return the application."""
-    pages = queued(build_demo(engines, api_here=True, search_dir=search_dir))
+    pages = queued(build_demo(engines, api_here=True, search_dir=search_dir, cards=cards))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode", UserWarning)  # of several pages; it is off anyway
         gr.mount_gradio_app(fastapi_app, pages, path, **options(engines))
@@ -159,9 +174,23 @@ def options(engines: Engine | Mapping[str, Engine]) -> dict[str, Any]:
 
 
 def theme() -> gr.themes.Base:
-    """The system's own fonts, for nothing is fetched, and borders: an empty box on white is not seen without."""
+    """The system's own fonts, for nothing is fetched; borders, without which an empty box on white is not seen; and
+    colours of text and of its ground that are at least 4.5 : 1 apart (WCAG 2.2, 1.4.3).
+    """
     soft = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return soft.set(checkbox_border_color="*neutral_500", input_border_color="*neutral_300", input_border_width="1px")
+    return soft.set(
+        checkbox_border_color="*neutral_500",
+        input_border_color="*neutral_300",
+        input_border_width="1px",
+        block_border_width="1px",
+        body_text_color_subdued="*neutral_600",
+        link_text_color_dark="*primary_400",
+        block_label_text_color="*primary_600",
+        block_title_text_color="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+    )
 
 
 def choice(name: str, info: RuntimeInfo) -> str:
@@ -169,12 +198,21 @@ def choice(name: str, info: RuntimeInfo) -> str:
     return f"{name} ({info.backend} {info.precision})"
 
 
-def header(name: str, info: RuntimeInfo) -> str:
-    """Markdown that says which model answers, and what it knows."""
+def passport(name: str, info: RuntimeInfo, api_here: bool, cards: str | None) -> str:
+    """Markdown that says where the model's passport is: a server's page, or a file of whoever runs the demo alone."""
+    if read_passport(info.spec, info.fingerprint) is None:
+        return "It came without a passport." if cards or not api_here else ""
+    if cards:
+        return f"What was checked about it: [its passport]({cards.format(name=quote(name))})."
+    return "" if api_here else f"What was checked about it: its passport, `{passport_path(info.spec)}`."
+
+
+def header(name: str, info: RuntimeInfo, checked: str) -> str:
+    """Markdown that says which model answers, what it knows, and where to read what was checked about it."""
     segments = f"It gives every pixel one of {len(info.labels or ())} classes."
     return (
         f"# digpt: {name}\n"
         f"{info.backend} {info.precision}, {info.preprocess.size} x {info.preprocess.size} pixels, "
         f"{info.dim}-dimensional embeddings. Fingerprint `{info.fingerprint}`\n\n"
-        f"{segments if info.head == 'upernet' else LIMITS}"
+        f"{segments if info.head == 'upernet' else LIMITS} {checked}"
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from app import snippets
 from app.examples import Example
@@ -16,6 +20,7 @@ from digpt.engine import Engine
 from digpt.errors import DigptError
 
 EXAMPLES = 5  # under a picture input
+SMALL = 112  # pixels of their sides, twice of what is shown, for screens of twice the density
 ERROR_S = 8
 STANDALONE_ADDRESS = "http://127.0.0.1:8000"  # where `python -m serve` listens unless told otherwise
 DEFAULT_LABELS = "red apple\ndog face\nrocket\npizza\nhouse"
@@ -90,17 +95,27 @@ def picture_input(label: str, height: int) -> gr.Image:
 
 def example_pictures(page: Page, picture: gr.Image) -> None:
     """Drawings that fill a picture input when they are clicked."""
-    paths = pictures(page.examples, "flat")[:EXAMPLES]
-    if not paths or not page.engine.info.has_text:
+    shown = [example for example in page.examples if example.style == "flat"][:EXAMPLES]
+    if not shown or not page.engine.info.has_text:
         return
     choices = gr.Dataset(
-        components=[picture],
-        samples=[[path] for path in paths],
+        components=[gr.HTML(render=False)],  # Gradio's own samples of pictures have no names to be read out
+        samples=[[small_picture(example)] for example in shown],
         label="Or one of these, in a style never trained on",
         elem_classes="digpt-examples",
         type="index",
     )
-    choices.click(lambda index: paths[index], choices, picture, api_visibility="private")
+    choices.click(lambda index: shown[index].path, choices, picture, api_visibility="private")
+
+
+def small_picture(example: Example) -> str:
+    """An example as HTML: its picture, and its name for those who do not see it."""
+    with Image.open(example.path) as image:
+        image.thumbnail((SMALL, SMALL))
+        data = io.BytesIO()
+        image.save(data, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return f'<img src="{source}" alt="{html.escape(example.name)}" width="{SMALL // 2}" height="{SMALL // 2}">'
 
 
 def labels_input(page: Page) -> gr.Textbox:

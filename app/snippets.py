@@ -91,6 +91,17 @@ def python_patches(load: str, path: str | None) -> str:
     )
 
 
+def python_attention(load: str, path: str | None) -> str:
+    """The attention that a file's patches get, as ``attention.png``."""
+    return _python(
+        load,
+        _picture(path),
+        "maps = engine.attention_maps([picture])[0]  # [heads, h, w]",
+        "Image.fromarray(attention_colors(maps)).save('attention.png')",
+        imports=["from PIL import Image", "from app.patches import attention_colors"],
+    )
+
+
 def python_corrupt(load: str, path: str | None, labels: Sequence[str], corruption: str, severity: int, key: str) -> str:
     """``Engine.classify`` of one file after a corruption; severity 0 leaves it as it is."""
     lines = [_picture(path)]

@@ -26,9 +26,11 @@ from digpt.runtime import load_runtime
 from digpt.runtime.base import (
     Runtime,
     RuntimeInfo,
+    ShowsAttention,
     check_images,
     check_pictures,
     no_abstain,
+    no_attention,
     no_logits,
     no_multi_label,
     no_pixels,
@@ -39,8 +41,6 @@ from digpt.text import TEXT_BATCH, class_embeddings, class_set_hash
 from digpt.text import normalize as unit_rows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from digpt.segment_inference import SegmentInference
 
 EmbedTexts = Callable[[Sequence[str]], np.ndarray]
@@ -117,6 +117,16 @@ class Engine:
         """Crops -> float32 ``[B,N,C]`` encoder features of every patch in raster order."""
         return self._run_images(self.runtime.patch_tokens, np.stack(list(images)))
 
+    def attention_maps(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Crops -> float32 ``[B,heads,h,w]``: the share of attention of every patch, see ``digpt.attention``.
+
+        Raises:
+            CapabilityError: the backend shows none, or the encoder is no plain ViT.
+        """
+        if not isinstance(self.runtime, ShowsAttention):
+            raise no_attention(self.info)
+        return self._run_images(self.runtime.attention_maps, np.stack(list(images)))
+
     def pixel_logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 ``[B,H,W,3]``, usually the segmenter's crops -> float32 ``[B,K,H,W]``; CapabilityError without one."""
         if self.info.head != "upernet":
@@ -145,13 +155,14 @@ class Engine:
             raise no_pixels(self.info)
         image = check_pictures(image[None])[0]
         try:
-            from digpt.segment_inference import SegmentInference, predict
+            from digpt.segment_inference import FromArrays, SegmentInference, predict
         except ImportError:
             raise MissingDependencyError(
                 "Segmenting whole pictures needs torch, which is not installed here: pip install torch."
             ) from None
         inference = inference or SegmentInference.for_crop(self.info.segment_crop or self.info.preprocess.size)
-        return predict(_PixelModel(self), image, replace(inference, batch=self._batch(inference.batch)), size)
+        model = FromArrays(self.pixel_logits)
+        return predict(model, image, replace(inference, batch=self._batch(inference.batch)), size)
 
     def embed_texts(
         self, texts: Sequence[str], *, normalize: bool = True, compute: EmbedTexts | None = None
@@ -359,18 +370,6 @@ class Engine:
         if not self.info.has_text:
             raise no_text(self.info)
         raise CapabilityError(f"{self.info.name} has no labels of its own; give labels to choose from.")
-
-
-class _PixelModel:
-    """An engine as ``digpt.segment_inference`` wants it: the same pixels and logits, as tensors."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def pixel_logits(self, images: Tensor) -> Tensor:
-        import torch
-
-        return torch.from_numpy(self._engine.pixel_logits(images.numpy()))
 
 
 def _batches(images: Sequence[np.ndarray] | np.ndarray, size: int) -> Iterator[np.ndarray]:

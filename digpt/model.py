@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
+from digpt.attention import attention_maps
 from digpt.errors import CapabilityError, CheckpointError
 from digpt.preprocess import Preprocess
 from digpt.text import CompactTokenizer
@@ -108,6 +109,11 @@ class InferenceModel(nn.Module):
             normalised, indices=1, normalize_intermediates=normed, intermediates_only=True, output_fmt="NLC"
         )
         return outputs["image_intermediates"][-1].float()
+
+    def forward_attention(self, images: Tensor) -> Tensor | None:
+        """uint8 ``[B,H,W,3]`` -> float32 ``[B,heads,h,w]`` on the patch grid, see `digpt.attention`; None without."""
+        maps = attention_maps(self.encoder, self.normalise(images))
+        return None if maps is None else maps.float()
 
     @property
     def head_kind(self) -> Literal["linear", "upernet"] | None:

@@ -11,7 +11,7 @@ Shapes: H x W the image, h x w the label, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -34,6 +34,16 @@ class PixelModel(Protocol):
 
     def pixel_logits(self, images: Tensor) -> Tensor:
         """uint8 ``[B,H,W,3]`` of any size -> float32 ``[B,K,H,W]``."""
+
+
+@dataclass(frozen=True)
+class FromArrays:
+    """A ``PixelModel`` of something that takes and gives arrays, such as ``Engine.pixel_logits``."""
+
+    compute: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+    def pixel_logits(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.compute(images.numpy()))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from serve.api import create_app
 from serve.keys import Keys
 from serve.logs import LogFormat, configure
 from serve.registry import Loader
+from serve.routes import PASSPORT_PATH
 from serve.security import DEMO_PATH
 from serve.server import Server
 from serve.settings import MIB, Settings
@@ -123,7 +124,8 @@ def build(
             for name in names:
                 service.models[name].require_ready()
 
-        app.mount(api, stay, DEMO_PATH, guard=guard, max_bytes=config.max_request_bytes)
+        cards = None if keys.asked else PASSPORT_PATH  # a browser has no key to show
+        app.mount(api, stay, DEMO_PATH, guard=guard, max_bytes=config.max_request_bytes, cards=cards)
     return api
 
 

@@ -42,6 +42,7 @@ PAGE: dict[int | str, dict[str, Any]] = {
 }
 # A passport is a file that came with a model: whatever it holds, it runs no script but a report's own, in an origin of
 # its own, reaches nothing, and is shown in no other site's frame.
+PASSPORT_PATH = "/models/{name}/card"
 PASSPORT_HEADERS = {
     "Content-Security-Policy": f"{policy()}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
     "sandbox allow-scripts",
@@ -88,7 +89,7 @@ def models_router(service: Service) -> APIRouter:
         return card(found, service.settings).model_copy(update={"labels": None if labels is None else list(labels)})
 
     @router.get(
-        "/models/{name}/card",
+        PASSPORT_PATH,
         summary="The passport of one model, a page for people",
         response_class=Response,
         responses={**PAGE, **errors(401, 404, 422, 503)},

@@ -297,7 +297,8 @@ def long_files(sources: Sources) -> list[str]:
 
 
 PRODUCT = read_sources(*PACKAGES)
-EVERYTHING = PRODUCT | read_sources("tests", "scripts", "benchmarks", "data")
+EXAMPLES = read_sources("examples")
+EVERYTHING = PRODUCT | EXAMPLES | read_sources("tests", "scripts", "benchmarks", "data")
 TORCH_VIA_NEIGHBOUR = {
     "digpt/__init__.py": "",
     "digpt/engine.py": "from digpt.helper import x",
@@ -310,6 +311,7 @@ BROKEN: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (crossed_packages, {"evaluate/a.py": "import importlib as il\nil.import_module('train.loop')"}),
     (crossed_packages, {"evaluate/a.py": "from importlib import import_module as im\nim(f'train.{n}')"}),
     (crossed_packages, {"serve/__main__.py": "import app"}),
+    (crossed_packages, {"examples/a.py": "from serve.settings import Settings"}),
     (crossed_packages, {"serve/cli.py": "def f():\n    from app import handlers"}),
     (crossed_packages, {"serve/routes.py": "def f():\n    import app"}),
     (foreign_dependencies, {"digpt/a.py": "def f():\n    from fastapi import FastAPI"}),
@@ -356,6 +358,10 @@ RULES = [crossed_packages, foreign_dependencies, eager_backends, computed_import
 @pytest.mark.parametrize("rule", RULES)
 def test_packages_keep_the_rule(rule: Callable[[Sources], list[str]]) -> None:
     assert rule(PRODUCT) == []
+
+
+def test_examples_stand_on_the_library_alone() -> None:
+    assert crossed_packages(EXAMPLES) == []
 
 
 @pytest.mark.parametrize("rule", [silent_entry_points, long_files])

@@ -27,6 +27,7 @@ def styles_tab(page: Page) -> None:
             pictures(examples, "flat"),
             columns=5,
             height="auto",
+            object_fit="contain",
             allow_preview=False,
             show_label=False,
             buttons=[],

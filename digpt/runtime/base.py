@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -116,6 +116,15 @@ class Runtime(Protocol):
         ...
 
 
+@runtime_checkable
+class ShowsAttention(Protocol):
+    """What a runtime may do besides; exported files keep their attention inside, so of ours only torch's does."""
+
+    def attention_maps(self, images: np.ndarray) -> np.ndarray:
+        """uint8 ``[B,H,W,3]`` -> float32 ``[B,heads,h,w]`` on the patch grid; CapabilityError of no plain ViT."""
+        ...
+
+
 def check_images(images: np.ndarray, size: int) -> np.ndarray:
     """Return ``images`` contiguous if it is uint8 ``[B,size,size,3]``, else raise InputError with what it is."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
@@ -181,6 +190,14 @@ def no_patch_tokens(info: RuntimeInfo) -> CapabilityError:
     """The error of a request for patch tokens to an engine that does not give them."""
     return CapabilityError(
         f"{info.name} on {info.backend} gives no patch tokens; export with --patch-tokens, or use the torch backend."
+    )
+
+
+def no_attention(info: RuntimeInfo) -> CapabilityError:
+    """The error of a request for attention to an engine that cannot show it."""
+    return CapabilityError(
+        f"{info.name} shows no attention as it runs here: exported files and servers keep it inside; "
+        "load the checkpoint with the torch backend."
     )
 
 

@@ -9,8 +9,16 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from digpt.errors import BackendError
-from digpt.runtime.base import Golden, RuntimeInfo, check_images, check_pictures, no_logits, no_pixels, no_text
+from digpt.errors import BackendError, CapabilityError
+from digpt.runtime.base import (
+    Golden,
+    RuntimeInfo,
+    check_images,
+    check_pictures,
+    no_logits,
+    no_pixels,
+    no_text,
+)
 from digpt.sources import Model
 
 
@@ -90,6 +98,14 @@ class TorchRuntime:
         images = check_images(images, self.info.preprocess.size)
         with self._computing():
             return self.model.module.forward_patches(self._tensor(images)).cpu().numpy()
+
+    def attention_maps(self, images: np.ndarray) -> np.ndarray:
+        images = check_images(images, self.info.preprocess.size)
+        with self._computing():
+            maps = self.model.module.forward_attention(self._tensor(images))
+        if maps is None:
+            raise CapabilityError(f"{self.info.name} is no plain ViT: it has no attention to patches to show.")
+        return maps.cpu().numpy()
 
     def pixel_logits(self, images: np.ndarray) -> np.ndarray:
         segmenter = self.model.module.segmenter

@@ -17,6 +17,8 @@ from fastapi import FastAPI
 import app
 from app import cli, demo, handlers
 from digpt.engine import Engine
+from digpt.passport import FINGERPRINT_META, PASSPORT_NAME
+from digpt.report import document
 from digpt.runtime.fake import FakeRuntime
 
 PICTURE = Path(__file__).parents[2] / "examples" / "images" / "red-apple.png"
@@ -126,6 +128,21 @@ def test_a_model_without_text_tower_has_a_page(monkeypatch: pytest.MonkeyPatch) 
     texts = [part["props"].get("value") for part in config["components"] if part["type"] == "markdown"]
     assert any("headed" in text for text in texts)
     assert any("not installed here" in text for text in texts)
+
+
+def test_a_page_says_where_its_models_passport_is(tmp_path: Path) -> None:
+    engine = Engine(FakeRuntime(spec=str(tmp_path)))
+
+    def said(**options: Any) -> str:
+        parts = demo.build_demo(engine, **options).get_config_file()["components"]
+        return next(part["props"]["value"] for part in parts if "Fingerprint" in str(part["props"].get("value")))
+
+    served: dict[str, Any] = {"api_here": True, "cards": "/models/{name}/card"}
+    assert said(**served).endswith("It came without a passport.")
+    (tmp_path / PASSPORT_NAME).write_text(document("x", meta={FINGERPRINT_META: engine.info.fingerprint}))
+    assert said(**served).endswith("[its passport](/models/fake/card).")
+    assert said().endswith(f"its passport, `{tmp_path / PASSPORT_NAME}`.")
+    assert "passport" not in said(api_here=True)  # a server that wants a key for it, and whose files are its own
 
 
 def test_importing_and_building_leaves_no_files_behind() -> None:

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from app import snippets
-from app.patches import SHOWN, patch_colors, patches
+from app.patches import RAMP, SHOWN, attention, attention_colors, patch_colors, patches
 from app.playground import KEY, play
 from digpt.artifact import write_checkpoint
 from digpt.corruptions import corrupt
 from digpt.engine import Engine
 from digpt.errors import CapabilityError, InputError
 from digpt.runtime.fake import FakeRuntime
-from digpt.testing import tiny_segmenter_checkpoint
+from digpt.testing import tiny_checkpoint, tiny_segmenter_checkpoint
 
 
 @pytest.fixture
@@ -50,15 +50,42 @@ def test_patches_of_a_picture(picture: str, tmp_path: Path, monkeypatch: pytest.
     engine = Engine.load(str(tmp_path / "m.pt"))
     seen = patches(engine, picture)
     tokens = engine.patch_tokens([engine.decode(Path(picture).read_bytes())])[0]
-    assert seen.grid**2 == len(tokens) and 0 < seen.variance <= 1
+    colors, variance = patch_colors(tokens)
+    assert len(tokens) == 16 and 0 < variance <= 1
+    assert seen.sentence == f"4 x 4 patches; the colours hold {variance:.0%} of their variance."
     assert seen.picture.shape == seen.colors.shape == (SHOWN, SHOWN, 3)
     np.testing.assert_array_equal(seen.overlay(0), seen.picture)
     np.testing.assert_array_equal(seen.overlay(1), seen.colors)
     monkeypatch.chdir(tmp_path)
     exec(snippets.python_patches("Engine.load('m.pt')", picture), {})
-    np.testing.assert_array_equal(np.asarray(Image.open("patches.png")), patch_colors(tokens)[0])
+    np.testing.assert_array_equal(np.asarray(Image.open("patches.png")), colors)
     with pytest.raises(CapabilityError):
         patches(Engine(FakeRuntime()), picture)
+
+
+def test_attention_is_bright_where_there_is_most_of_it() -> None:
+    maps = np.array([[[0.0, 0.1], [0.2, 0.4]], [[0.0, 0.1], [0.0, 0.0]]])  # of two heads; together 0, 0.1, 0.1, 0.2
+    colors = attention_colors(maps)
+    assert colors[0, 0].tolist() == RAMP[0].tolist() and colors[1, 1].tolist() == RAMP[2].tolist()
+    assert colors[0, 1].tolist() == colors[1, 0].tolist() == RAMP[1].tolist()
+
+
+def test_attention_of_a_picture(picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "m.pt", tiny_checkpoint())
+    engine = Engine.load(str(tmp_path / "m.pt"))
+    seen = attention(engine, picture)
+    maps = engine.attention_maps([engine.decode(Path(picture).read_bytes())])[0]
+    share = maps.mean(axis=0)
+    assert seen.sentence == (
+        f"4 x 4 patches; the mean of 3 heads. The brightest patch gets {share.max():.0%} of the attention, the darkest "
+        f"{share.min():.0%}, tokens that are no patches {1 - share.sum():.0%}."
+    )
+    np.testing.assert_array_equal(seen.picture, patches(engine, picture).picture)
+    monkeypatch.chdir(tmp_path)
+    exec(snippets.python_attention("Engine.load('m.pt')", picture), {})
+    np.testing.assert_array_equal(np.asarray(Image.open("attention.png")), attention_colors(maps))
+    with pytest.raises(CapabilityError, match="shows no attention"):
+        attention(Engine(FakeRuntime()), picture)
 
 
 def test_a_corrupted_picture_is_what_the_model_is_asked(picture: str) -> None:

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from digpt.abstain import AbstainRule
 from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
 from serve.api import DEMO_PATH, create_app
+from serve.routes import PASSPORT_PATH
 from serve.settings import Settings
 from tests.browser.visiting import DESKTOP, PHONE, Visit
 
@@ -30,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 15_000  # for anything to appear: far more than it takes, since machines that run tests are busy
 START_S = 120
+# Gradio moves the tabs that have no room into a menu, a moment after it has shown them all.
+FITTED = "[...document.querySelectorAll('[role=tab]')].every(tab => tab.getBoundingClientRect().right <= innerWidth)"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,18 +65,36 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def address(engine: Engine, browser: Browser) -> Iterator[str]:
+def site() -> Iterator[str]:
+    """Where the JavaScript examples are served: another origin than the server's."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(ROOT / "examples" / "javascript"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def shades() -> FakeRuntime:
+    """A segmenter without text tower, which tests may hold back (``fail_if`` is called for every picture)."""
+    return FakeRuntime(text=False, labels=["dark", "middle", "light"], segment_crop=64, name="shades")
+
+
+@pytest.fixture(scope="session")
+def address(engine: Engine, shades: FakeRuntime, browser: Browser, site: str) -> Iterator[str]:
     """Where the one server of all tests answers; it starts only where there is a browser."""
-    segmenter = FakeRuntime(text=False, labels=["dark", "middle", "light"], segment_crop=64, name="shades", delay=0.05)
-    engines = {"emoji-tiny": engine, "shades": Engine(segmenter)}
-    api = create_app(engines, Settings())
-    app.mount(api, engines, DEMO_PATH)
+    engines = {"emoji-tiny": engine, "shades": Engine(shades)}
+    api = create_app(engines, Settings(cors_origin=(site,)))
+    app.mount(api, engines, DEMO_PATH, cards=PASSPORT_PATH)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(api, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         until = time.monotonic() + START_S
-        while not server.started and time.monotonic() < until:
+        while not server.started:
+            assert thread.is_alive() and time.monotonic() < until, "the server did not start"
             time.sleep(0.05)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
@@ -97,6 +120,7 @@ def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Ite
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
         page.goto(f"{address}{DEMO_PATH}{path}")
         page.get_by_role("tab").first.wait_for()
+        page.wait_for_function(FITTED)
         return Visit(page, f"{'phone' if size == PHONE else 'desktop'}-{scheme}", folder)
 
     yield open_page

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from app.patches import attention
 from app.playground import play
+from app.search import BATCH
 from digpt.abstain import NONE_OF_THESE
 from digpt.engine import Engine
+from digpt.runtime.fake import FakeRuntime
 from tests.browser.visiting import Visit, probabilities
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "images"
@@ -74,8 +79,8 @@ def test_classify_with_labels_of_ones_own(visit: Open, engine: Engine) -> None:
         [engine.decode(ROCKET.read_bytes())], ["pizza", "dog face", "rocket"], ["a {}"], abstain=True
     )[0]
     assert probabilities(panel) == {each.label: round(100 * each.score) for each in best}
-    assert "'labels=dog face'" in visitor.code(0) and "abstain=true" in visitor.code(0)
-    printed = said(visitor.code(-1))
+    assert "'labels=dog face'" in visitor.code(0, "templates=a {}") and "abstain=true" in visitor.code(0, "curl")
+    printed = said(visitor.code(-1, "'a {}'"))
     assert re.findall(r"label='([^']+)'", printed) == [each.label for each in best]
 
 
@@ -91,7 +96,7 @@ def test_compare(visit: Open) -> None:
     expect(cells.nth(4)).to_have_text("second picture and “rocket”")
     shown = [float(cells.nth(row).inner_text()) for row in (1, 3, 5)]
     visitor.keep("compare")
-    printed = [float(number) for number in re.findall(r"-?\d\.\d+", said(visitor.code(-1)))]
+    printed = [float(number) for number in re.findall(r"-?\d\.\d+", said(visitor.code(-1, "embed_texts(['rocket'])")))]
     assert shown == pytest.approx([printed[1], printed[4], printed[5]], abs=2e-3)
     assert shown[2] > shown[1]
 
@@ -107,7 +112,7 @@ def test_search_by_words_and_by_picture(visit: Open) -> None:
     expect(captions).to_have_count(12)
     expect(captions.first).to_contain_text("rocket (flat): 0.")
     visitor.keep("search")
-    assert "class_matrix(['rocket'])" in visitor.code(-1)
+    assert "ImageIndex(engine, bundled())" in visitor.code(-1, "class_matrix(['rocket'])")
 
     visitor.give(DOG)
     expect(visitor.panel.get_by_label("Words")).to_have_value("")
@@ -117,19 +122,28 @@ def test_search_by_words_and_by_picture(visit: Open) -> None:
     assert cosines == sorted(cosines, reverse=True) and cosines[1] < 1
 
 
-def test_the_first_search_says_how_far_it_is(visit: Open) -> None:
+def test_the_first_search_says_how_far_it_is(visit: Open, shades: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, asked = threading.Event(), itertools.count()
+
+    def hold(picture: np.ndarray) -> bool:
+        if next(asked) > BATCH:  # what is searched for and the first batch pass
+            seen.wait(FIRST_RESULT_S)
+        return False
+
+    monkeypatch.setattr(shades, "fail_if", hold)
     visitor = visit(path="/shades")  # whose index nobody else asks for
     visitor.tab("Search")
     visitor.give(DOG)
     visitor.panel.get_by_role("button", name="Search").click()
     expect(
-        visitor.panel.get_by_text("of 2,924 drawings in styles never trained on. The nearest so far:")
+        visitor.panel.get_by_text("256 of 2,924 drawings in styles never trained on. The nearest so far:")
     ).to_be_visible()
     expect(visitor.panel.locator(".caption-label").first).to_be_visible()
+    seen.set()
     expect(visitor.panel.get_by_text("The nearest of 2,924")).to_be_visible()
 
 
-def test_patches(visit: Open) -> None:
+def test_patches(visit: Open, engine: Engine) -> None:
     visitor = visit()
     visitor.tab("Patches")
     visitor.give(ROCKET)
@@ -145,6 +159,12 @@ def test_patches(visit: Open) -> None:
     assert colors is not None
     page = np.asarray(Image.open(io.BytesIO(visitor.page.request.get(colors).body())).convert("RGB"))
     assert len(np.unique(page.reshape(-1, 3), axis=0)) == 16  # nothing but colours, one for each patch
+
+    visitor.panel.get_by_label("Where it looks").check()
+    expect(visitor.panel.get_by_text(attention(engine, str(ROCKET)).sentence)).to_be_visible()
+    expect(shown).not_to_have_attribute("src", colors)
+    assert "attention_colors(maps)" in visitor.code(-1, "engine.attention_maps([picture])")
+    visitor.keep("attention")
 
 
 def test_corruptions_change_the_answer_while_the_slider_moves(visit: Open, engine: Engine) -> None:
@@ -163,7 +183,7 @@ def test_corruptions_change_the_answer_while_the_slider_moves(visit: Open, engin
         expect(visitor.panel.get_by_text(sentence.replace("**", ""))).to_be_visible()
         if severity == 4:
             visitor.keep("corrupt")
-            assert "corrupt(picture, 'contrast', 4, key='demo')" in visitor.code(-1)
+            assert "corrupt(picture," in visitor.code(-1, "'contrast', 4, key='demo')")
 
 
 def test_styles_never_seen(visit: Open) -> None:
@@ -176,6 +196,19 @@ def test_styles_never_seen(visit: Open) -> None:
     expect(visitor.panel.get_by_label("It is")).to_have_value("red apple")
     expect(visitor.panel.get_by_test_id("label-output-value")).not_to_be_empty()
     visitor.keep("styles")
+
+
+def test_each_page_says_who_answers_and_what_was_checked(visit: Open, engine: Engine, shades: FakeRuntime) -> None:
+    for path, info in (("", engine.info), ("/shades", shades.info)):
+        page = visit(path=path).page
+        expect(page.get_by_text(info.fingerprint)).to_be_visible()
+        expect(page.get_by_text(f"{info.backend} {info.precision}, ")).to_be_visible()
+        if path:
+            expect(page.get_by_text("It came without a passport.")).to_be_visible()
+            continue
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="its passport").click()
+        expect(opened.value.get_by_text(info.fingerprint).first).to_be_visible()
 
 
 def test_another_model_is_picked_and_segments(visit: Open) -> None:
@@ -203,5 +236,4 @@ def test_refusals_are_sentences(visit: Open, tmp_path: Path) -> None:
     visitor.give(tmp_path / "x.png")
     expect(visitor.page.get_by_text("Not an image of a supported format")).to_be_visible()
     visitor.keep("refusal")
-    visible = visitor.page.get_by_text("Error", exact=True).locator("visible=true")
-    assert visible.count() == 0
+    expect(visitor.page.get_by_text("Error", exact=True).locator("visible=true")).to_have_count(0)

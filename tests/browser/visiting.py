@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Locator, Page, expect
 
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
@@ -27,7 +27,7 @@ class Visit:
             self.page.locator(".overflow-dropdown button", has_text=name).click()
         else:
             tab.click()
-        self.panel.wait_for()
+        self.page.locator(f"#tab-{name.lower().replace(' ', '-')}").wait_for()  # another panel is visible until then
 
     @property
     def panel(self) -> Locator:
@@ -41,14 +41,16 @@ class Visit:
         self.panel.locator("input[type=file]").nth(number).set_input_files(path)
         shown.nth(before).wait_for(state="attached")
 
-    def code(self, number: int) -> str:
-        """The text of the open tab's shell line (0) or Python lines (the last)."""
-        return "\n".join(self.panel.locator(".cm-content").nth(number).locator(".cm-line").all_inner_texts())
+    def code(self, number: int, having: str) -> str:
+        """The text of the open tab's shell line (0) or Python lines (the last), once ``having`` is in it."""
+        editor = self.panel.locator(".cm-content").nth(number)
+        expect(editor).to_contain_text(having)  # an editor shows its lines a moment after the answer
+        return "\n".join(editor.locator(".cm-line").all_inner_texts())
 
     def keep(self, what: str) -> None:
         """Keep a picture of the whole page, and hold that nothing sticks out of it sideways."""
-        self.page.wait_for_timeout(300)  # animations
-        self.page.screenshot(path=self.folder / f"{what}-{self.name}.png", full_page=True)
+        path = self.folder / f"{what}-{self.name}.png"
+        self.page.screenshot(path=path, full_page=True, animations="disabled")  # those that end are at their end
         assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
 

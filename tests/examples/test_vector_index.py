@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -19,18 +17,10 @@ from digpt.runtime.fake import FakeRuntime
 from digpt.testing import tiny_checkpoint
 from serve.offline import OfflineConfig, embed
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
-def example() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("vector_index", ROOT / "examples" / "vector_index.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "vector_index", module)  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
+def example(load: Callable[[str], ModuleType]) -> ModuleType:
+    return load("vector_index")
 
 
 @pytest.fixture

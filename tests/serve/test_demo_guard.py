@@ -14,9 +14,12 @@ import pytest
 import app
 from app import demo, handlers
 from digpt.engine import Engine
+from digpt.passport import FINGERPRINT_META, PASSPORT_NAME
+from digpt.report import document
 from digpt.runtime.base import Golden
 from digpt.runtime.fake import FakeRuntime
 from serve.cli import ServeConfig, build
+from serve.keys import Keys
 
 PICTURE = Path(__file__).parents[2] / "examples" / "images" / "red-apple.png"
 CALL = "/demo/gradio_api/call/classify"
@@ -116,6 +119,17 @@ def test_a_model_that_failed_its_check_does_not_answer(serving_app: Any) -> None
         for answer in (client.get("/demo/"), ask(client, None)):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
             assert "does not reproduce its golden embeddings" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("keys", [Keys(), Keys(["user-key-0123456789"])])
+def test_the_page_leads_to_the_passport_unless_that_takes_a_key(serving_app: Any, tmp_path: Path, keys: Keys) -> None:
+    runtime = FakeRuntime(spec=str(tmp_path))
+    (tmp_path / PASSPORT_NAME).write_text(document("x", meta={FINGERPRINT_META: runtime.info.fingerprint}))
+    with serving_app(build(ServeConfig(open_demo=True), {"fake": Engine(runtime)}, keys)) as client:
+        while client.get("/health/ready").status_code != 200:
+            time.sleep(0.005)
+        assert ("[its passport](/models/fake/card)" in client.get("/demo/").text) == (not keys.set)
+        assert client.get("/models/fake/card").status_code == (401 if keys.set else 200)
 
 
 def test_few_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
