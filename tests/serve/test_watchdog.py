@@ -192,8 +192,10 @@ def test_a_check_that_waited_in_vain_leaves_the_model_stalled() -> None:
 
     async def until(wanted: str, watchdog: serve.watchdog.Watchdog) -> None:
         async with asyncio.timeout(5):
-            while watchdog.state != wanted:
+            while True:
                 watchdog.look()
+                if watchdog.state == wanted:
+                    return
                 await asyncio.sleep(0.01)
 
     async def run() -> None:
