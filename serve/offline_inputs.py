@@ -204,6 +204,15 @@ def open_inputs(spec: str, column: str | None = None) -> Inputs:
     return ParquetInputs(files, root, column)
 
 
+def absolute_input(spec: str) -> str:
+    """The same input for a process that works in another folder."""
+    kind, colon, path = spec.partition(":")
+    if not colon or kind not in KINDS:
+        kind, path = "", spec
+    found = "::".join(str(Path(each).absolute()) for each in path.split("::"))
+    return f"{kind}:{found}" if kind else found
+
+
 def _kind(spec: str) -> str:
     """What a bare path is, by its ending or by what lies in the folder."""
     root = Path(spec)
