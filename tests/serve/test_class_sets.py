@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def test_a_set_and_those_that_wait_for_it_have_a_deadline(serving: Serving) -> N
     client = serving(Engine(runtime), deadline_s=1)
     compute = runtime.embed_texts
 
-    def hanging(texts: list[str]) -> np.ndarray:
+    def hanging(texts: Sequence[str]) -> np.ndarray:
         entered.set()
         assert go_on.wait(20)
         return compute(texts)
