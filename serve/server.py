@@ -25,7 +25,7 @@ from serve.settings import Settings
 log = logging.getLogger("serve")
 
 TICKS = 5  # of uvicorn's, ten a second, from one look at silent connections to the next
-OTHER = object()  # a connection that is not HTTP
+OTHER: Any = object()  # a connection that is not HTTP
 
 KEEP_ALIVE_S = 5  # without a request
 HEADERS_S = 10  # for a request's headers, from the connection's beginning or its last answer's end
