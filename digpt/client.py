@@ -4,6 +4,9 @@
 ...     client.embed(images=["cat.png"], texts=["a cat"]).shape
 (2, 192)
 
+A server that is busy or not ready yet (429 or 503 with ``Retry-After``) is asked again when it says, for up to a
+minute; every other no, and a connection that breaks, is raised at once: nothing is computed twice.
+
 For evaluating a server like a file, its address is a model spec: ``Engine.load("http://127.0.0.1:8000")``.
 """
 
@@ -15,14 +18,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digpt.engine import Prediction
 from digpt.errors import BackendError, InputError
-from digpt.runtime.remote import BUSY, KEY_VARIABLE, error_of, http_client, retry_after, split_url
+from digpt.runtime.remote import BUSY, KEY_VARIABLE, SHOWN, error_of, http_client, retry_after, split_url
+
+if TYPE_CHECKING:
+    import httpx
 
 ANSWER_S = 120.0
 PATIENCE_S = 60.0
@@ -130,11 +136,27 @@ class Client:
                 break
             time.sleep(wait)
         if answer.is_success:
-            found: dict[str, Any] = answer.json()
-            return found
+            return self._content(answer)
         no = error_of(answer)
         said = f"{self._address} answers {answer.status_code}: {no['message']}"
         raise ServerError(said, answer.status_code, no["code"], no.get("param"), no.get("index"))
+
+    def _content(self, answer: httpx.Response) -> dict[str, Any]:
+        """The JSON object of a good answer; ServerError where it is something else, such as a proxy's page."""
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        said = " ".join(answer.text[:SHOWN].split())
+        raise ServerError(
+            f"{self._address} answers {answer.status_code} without JSON, so it is no digpt server: {said!r}.",
+            answer.status_code,
+            None,
+            None,
+            None,
+        )
 
 
 def _coded(images: Sequence[str | Path | bytes]) -> list[str]:

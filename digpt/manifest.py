@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from digpt.errors import CheckpointError, near_misses
-from digpt.files import atomic_json, file_sha256
+from digpt.files import atomic_json, canonical_json, file_sha256
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "digpt-artifact"
@@ -68,6 +69,17 @@ def read_manifest(directory: str | Path) -> Manifest:
         )
     _check_keys(manifest, directory)
     return manifest
+
+
+def engine_hash(manifest: Mapping[str, Any], backend: str) -> str:
+    """``sha256:<64 hex>`` of the files that an engine of a sealed manifest computes with, as it records them.
+
+    Two exports of the same weights may differ in it: another version built another file.
+    """
+    engine = manifest["engines"][backend]
+    names = [engine[role] for role in ("image", "text", "segment") if engine.get(role) in manifest["files"]]
+    content = canonical_json([manifest["files"][name]["sha256"] for name in names])
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _check_keys(manifest: Mapping[str, Any], directory: str | Path) -> None:

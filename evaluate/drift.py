@@ -5,8 +5,9 @@
 
 What differs between runs of the same weights comes from the engine, its precision or the machine. Engines that compute
 in float32 must give every cell's error within `POINTS`; coarser ones must not shift the error of the whole sweep (or,
-where there is none, of a whole set): the 95 % paired bootstrap interval of the difference contains zero. Single cells
-of a sweep are shown with intervals and take no part then, since of 75 intervals a few leave out zero by chance.
+where there is none, of a whole set): the 95 % paired bootstrap interval of the difference contains zero, and ends
+within `EQUIVALENT` points of it; where it ends beyond, the images are too few to tell. Single cells of a sweep are
+shown with intervals and take no part then, since of 75 intervals a few leave out zero by chance.
 
 Every difference is the other engine's error minus the reference's, as a fraction.
 """
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from digpt.errors import ConfigError
 from digpt.results import with_fingerprint
+from digpt.shift import Shift
 from digpt.significance import difference
 from evaluate.measure import Bootstraps, answers_of
 from evaluate.paired import Errors, sweep_rows
@@ -30,38 +32,9 @@ from evaluate.store import Store
 from evaluate.suite import ProbeView, View
 
 POINTS = 0.1  # of a cell's raw error, that engines of float32 may differ by
+EQUIVALENT = 0.5  # points that the error of a coarser engine is to be shown not to shift by
 FLOAT32 = ("fp32", "float32")
 _ROUNDING = 1e-9  # points; a difference that equals the bound but for rounding is within it
-
-
-@dataclass(frozen=True)
-class Shift:
-    """The error of one cell on both engines, or the mean error of cells (``split`` is a corruption, or ``mean``).
-
-    ``ci95`` is the paired interval of ``difference``; ``changed`` counts the ``n`` predictions that are another class.
-    """
-
-    dataset: str
-    split: str
-    n: int
-    reference: float
-    other: float
-    difference: float
-    ci95: tuple[float, float]
-    changed: int
-
-    @property
-    def id(self) -> str:
-        return f"{self.dataset}/{self.split}"
-
-    @property
-    def points(self) -> float:
-        return 100 * self.difference
-
-    @property
-    def beyond(self) -> float:
-        """Points that lie between zero and the interval; 0 where it contains zero."""
-        return max(0.0, 100 * self.ci95[0], -100 * self.ci95[1])
 
 
 @dataclass(frozen=True)
@@ -109,6 +82,18 @@ class Drift:
         return tuple(shift for shift in self.judged if shift.beyond > _ROUNDING)
 
     @property
+    def undecided(self) -> tuple[Shift, ...]:
+        """What shows no shift, and has too few images to rule out a large one."""
+        if self.exact or self.failures:
+            return ()
+        return tuple(shift for shift in self.judged if shift.reach > EQUIVALENT + _ROUNDING)
+
+    @property
+    def word(self) -> str:
+        """The verdict in short."""
+        return "drifted" if self.failures else "too few images to tell" if self.undecided else "same"
+
+    @property
     def largest(self) -> Shift:
         """The cell that differs most."""
         return max(self.cells, key=lambda cell: abs(cell.difference))
@@ -129,8 +114,12 @@ class Drift:
                     f"{self.engine}: {len(failed)} of {len(self.cells)} cells are more than {POINTS} point off; {most}"
                 )
             return f"{self.engine}: every one of {len(self.cells)} cells is within {POINTS} point; {most}"
-        said = "; ".join(_sentence(shift) for shift in failed or self.judged)
-        return f"{self.engine}: {'the error shifted' if failed else 'no shift of the error is shown'}; {said}"
+        said = "; ".join(_sentence(shift) for shift in failed or self.undecided or self.judged)
+        if failed:
+            return f"{self.engine}: the error shifted; {said}"
+        if self.undecided:
+            return f"{self.engine}: too few images to rule out a shift of {EQUIVALENT} points; {said}"
+        return f"{self.engine}: no shift of the error is shown; {said}"
 
 
 @dataclass(frozen=True)
@@ -225,6 +214,7 @@ def to_json(found: Drifts) -> dict[str, Any]:
                 "engine": one.engine,
                 "model": dict(one.model),
                 "passed": not one.failures,
+                "decided": not one.undecided,
                 "verdict": one.verdict,
                 "bound_points": POINTS if one.exact else None,
                 "predictions_changed": one.changed[0],

@@ -20,10 +20,11 @@ from rich.text import Text
 from digpt.charts import element
 from digpt.files import atomic_json
 from digpt.report import Cell, Column, Tile, document, header, notice, section, table, tiles, unbroken, write_page
+from digpt.shift import Shift
 from evaluate.cli import TABLE_WIDTH
 from evaluate.compare_report import heat_table
 from evaluate.compare_table import model_line
-from evaluate.drift import Drift, Drifts, Shift, to_json
+from evaluate.drift import Drift, Drifts, to_json
 from evaluate.paired import Row
 
 JSON_NAME, PAGE_NAME = "drift.json", "drift.html"
@@ -40,7 +41,7 @@ def publish(found: Drifts, output: Path | None, *, as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
     console.print(render(found))
     for engine in found.engines:
-        console.print(Text(f"{'DRIFTED' if engine.failures else 'same'}  {engine.verdict}"), soft_wrap=True)
+        console.print(Text(f"{'DRIFTED' if engine.failures else engine.word}  {engine.verdict}"), soft_wrap=True)
     if output is not None:
         console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
 
@@ -114,7 +115,7 @@ def page(found: Drifts) -> str:
     return document(
         title,
         header(title, eyebrow="one model, several engines", lines=lines),
-        *(notice(one.verdict, bad=bool(one.failures), good=not one.failures) for one in found.engines),
+        *(notice(one.verdict, bad=bool(one.failures), good=one.word == "same") for one in found.engines),
         tiles([_tile(one) for one in found.engines]),
         section("All cells", _figures(found.engines, means=True)),
         *(_engine(one) for one in found.engines),
@@ -126,9 +127,7 @@ def page(found: Drifts) -> str:
 
 def _tile(one: Drift) -> Tile:
     changed, predictions = one.changed
-    return Tile(
-        one.engine, "drifted" if one.failures else "same", f"{changed:,} of {predictions:,} predictions changed"
-    )
+    return Tile(one.engine, one.word, f"{changed:,} of {predictions:,} predictions changed")
 
 
 def _engine(one: Drift) -> Markup:

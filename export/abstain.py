@@ -53,6 +53,7 @@ class Errors:
 class Calibration:
     """``rule`` is None where nothing could be calibrated, and ``reason`` says why.
 
+    ``engine`` (backend and precision) and ``templates`` are those that the cosines were measured with.
     ``unseen`` are of the bundled set's concepts that no image or caption of its models was about, asked among others.
     """
 
@@ -61,6 +62,8 @@ class Calibration:
     of: str = ""
     errors: tuple[Errors, ...] = ()
     unseen: tuple[Errors, ...] = ()
+    engine: str = ""
+    templates: tuple[str, ...] = ()
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any] | None:
@@ -72,6 +75,8 @@ class Calibration:
             **self.rule.to_dict(),
             "images": self.images,
             "of": self.of,
+            "engine": self.engine,
+            "templates": list(self.templates),
             "errors": [vars(error) for error in self.errors],
             "unseen_false_accept": {str(error.labels): error.false_accept for error in self.unseen},
         }
@@ -117,7 +122,9 @@ def _calibrated(
         theirs = np.array([column[label] for _, label in unseen])
         few = [count for count in counts if count < len(seen)]
         met = tuple(_errors(few, cosine, *best_of(_cosines(engine, unseen, matrix), theirs, few, rng, seen)))
-    return Calibration(AbstainRule(tuple(counts), cosine), len(known), of, errors, met)
+    info = engine.info
+    asked = f"{info.backend} {info.precision}"
+    return Calibration(AbstainRule(tuple(counts), cosine), len(known), of, errors, met, asked, info.templates)
 
 
 def _cosines(engine: Engine, pictures: Pictures, matrix: Floats) -> Floats:

@@ -181,18 +181,23 @@ def _drift(records: Records) -> Check:
         return Check(name, "missing", "Not given; evaluate.compare --same compares engines answer by answer.")
     reference = str(drift.reference.get("backend"))
     drifted = [engine.backend for engine in drift.engines if not engine.passed]
-    steady = [engine.backend for engine in drift.engines if engine.passed]
-    asked = {reference, *drifted, *steady}
+    steady = [engine.backend for engine in drift.engines if engine.passed and engine.decided]
+    unclear = [engine.backend for engine in drift.engines if engine.passed and not engine.decided]
+    asked = {reference, *drifted, *steady, *unclear}
     told = [f"{', '.join(drifted)} drifted from {reference}"] * bool(drifted)
     if steady:
         whence = "" if drifted else f" drift from {reference}"
         told.append(f"{', '.join(steady)} did not{whence}, as far as these answers show")
+    if unclear:
+        told.append(f"{', '.join(unclear)}: too few images to tell")
     left = [engine for engine in records.facts.engines or {} if engine not in asked]
     said = "; ".join(told) + "." + (f" Not compared: {', '.join(left)}." if left else "")
     if own in drifted or (drifted and own == reference):
         others = [engine for engine in steady if engine != own]
         advice = f" {own} is what runs unless another is asked for, such as {others[0]}." if others else ""
         return Check(name, "failed", said + advice)
+    if own in unclear or (own == reference and not steady):
+        return Check(name, "missing", said, "too few images")
     return Check(name, "missing" if own not in asked else "passed", said)
 
 

@@ -243,7 +243,10 @@ def drift(records: Records) -> Markup:
     return section(
         "Drift between engines",
         note(f"The reference is {records.drift.reference.get('backend')}; points are the engine's error minus its."),
-        *(notice(engine.verdict, bad=not engine.passed, good=engine.passed) for engine in records.drift.engines),
+        *(
+            notice(engine.verdict, bad=not engine.passed, good=engine.passed and engine.decided)
+            for engine in records.drift.engines
+        ),
         table(heads, rows),
     )
 

@@ -18,6 +18,7 @@ from digpt.errors import DataError
 from digpt.exhibits import Exhibits, read_exhibits
 from digpt.results import Result, ResultsDocument, read_results
 from digpt.results_table import swept
+from digpt.shift import Shift
 from export.facts import Facts
 
 DRIFT_NAME = "drift.json"
@@ -26,24 +27,8 @@ _LENIENT = ConfigDict(extra="ignore")
 
 
 @dataclass(frozen=True)
-class Shift:
-    """One line of ``drift.json``; errors are fractions."""
-
-    __pydantic_config__ = _LENIENT
-
-    dataset: str
-    split: str
-    n: int
-    reference: float
-    other: float
-    difference: float
-    ci95: tuple[float, float]
-    changed: int
-
-
-@dataclass(frozen=True)
 class EngineDrift:
-    """One engine against the reference, as `evaluate.compare` judged it."""
+    """One engine against the reference, as `evaluate.compare` judged it; not ``decided``: too few images to tell."""
 
     __pydantic_config__ = _LENIENT
 
@@ -55,6 +40,7 @@ class EngineDrift:
     predictions: int
     means: tuple[Shift, ...]
     cells: tuple[Shift, ...]
+    decided: bool = True  # before there was that verdict
 
     @property
     def backend(self) -> str:

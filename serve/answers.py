@@ -172,14 +172,13 @@ async def run(
     seen.about(model.name, images=inputs.count, texts=len(texts))
     model.require_ready()
     began, started, settings = time.perf_counter(), time.monotonic(), service.settings
-    deadline = started + settings.deadline_s
     matrix = words.kept(model.engine) if words else None
     computed = 0 if words is None or matrix is not None else min(words.prompts(model.engine), settings.max_items)
     pixels = (inputs.count + len(texts) + computed) * model.item_pixels
     try:
         waiting = metrics.admitted(model.name, pixels=pixels, items=inputs.count + len(texts))
         with model.admission.admit(pixels, measured=not computed), waiting:
-            async with asyncio.timeout(settings.deadline_s):
+            async with asyncio.timeout(inputs.deadline - started):
                 decoded = await decode_all(
                     service.decoders,
                     model.engine,
@@ -190,14 +189,14 @@ async def run(
                 inputs.drop()  # what waits for the model is crops; the files would only wait with them
                 decoded_at = time.monotonic()
                 metrics.images_decoded(model.name, decoded_at - started)
-                rows, queue_s, inference_s = await compute(model, kind, decoded, texts, deadline)
+                rows, queue_s, inference_s = await compute(model, kind, decoded, texts, inputs.deadline)
                 for error in (row for row in rows if isinstance(row, Exception)):
                     metrics.item_failed(model.name, problem(error).code)
                 if isinstance(rows[0], Exception) and all(isinstance(row, Exception) for row in rows):
                     raise ItemError(rows[0], param=inputs.param if inputs.count else "texts", index=0)
                 if words is not None and matrix is None:
                     asked = time.monotonic()
-                    matrix = await model.batcher.class_matrix(words.labels, words.templates, deadline)
+                    matrix = await model.batcher.class_matrix(words.labels, words.templates, inputs.deadline)
                     inference_s += time.monotonic() - asked
     except TimeoutError:
         raise DeadlineError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -45,6 +46,8 @@ class LimitedBody:
         self._held = 0
         self._more = True
         self._late = False
+        self.arrived = time.monotonic()
+        """When the last piece so far came, of ``time.monotonic``."""
 
     @property
     def complete(self) -> bool:
@@ -103,4 +106,5 @@ class LimitedBody:
         message = await self._receive()
         self._received += len(message.get("body", b""))
         self._more = bool(message.get("more_body", False))
+        self.arrived = time.monotonic()
         return message

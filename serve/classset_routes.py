@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -21,9 +23,10 @@ from serve.classset_schemas import (
 from serve.classsets import NAME, StoredSet
 from serve.connection import accepted, while_connected
 from serve.documents import CLIENT_GONE, errors
-from serve.errors import SchemaError
+from serve.errors import DeadlineError, SchemaError
 from serve.inputs import read_json
 from serve.limits import check_items
+from serve.observe import observation
 from serve.service import Service
 from serve.settings import Settings
 
@@ -45,15 +48,15 @@ def class_set_router(service: Service) -> APIRouter:
         "/class-sets/{name}",
         summary="Store a class set",
         response_class=Response,
-        responses={**STORED, **errors(400, 401, 404, 409, 413, 415, 422, 429, 503)},
+        responses={**STORED, **errors(400, 401, 404, 409, 413, 415, 422, 429, 503, 504)},
         openapi_extra=BODY,
     )
     async def put(name: str, request: Request) -> Response:
         check_name(name)
         async with accepted(service, request):
             try:
-                async with read_json(request, ClassSetRequest, service.settings, service.bodies) as body:
-                    stored, status = await while_connected(request, store(service, name, body))
+                async with read_json(request, ClassSetRequest, service.settings, service.bodies) as (body, deadline):
+                    stored, status = await while_connected(request, store(service, name, body, deadline))
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
         said = ClassSetStored(**about(stored), status=status)
@@ -85,13 +88,14 @@ def class_set_router(service: Service) -> APIRouter:
     return router
 
 
-async def store(service: Service, name: str, body: ClassSetRequest) -> tuple[StoredSet, Any]:
+async def store(service: Service, name: str, body: ClassSetRequest, deadline: float) -> tuple[StoredSet, Any]:
     """Embed the labels of a valid request and keep them; return the set, and what became of its name.
 
     Raises:
         SchemaError: a string too long, or more prompts than allowed.
         ConflictError: no room.
         QueueFullError, NotReadyError, CapabilityError: too many are waiting, no model yet, no text tower.
+        DeadlineError: not embedded by ``deadline`` of ``time.monotonic``, the wait for others included.
     """
     check_items(1, {"labels": body.labels, "templates": body.templates}, service.settings)
     model = service.model(body.model)
@@ -102,12 +106,21 @@ async def store(service: Service, name: str, body: ClassSetRequest) -> tuple[Sto
     labels, templates = tuple(body.labels), tuple(body.templates or engine.info.templates)
     check_prompts(labels, templates, service.settings)
     service.class_sets.check_room(name, len(labels))
-    async with service.class_sets as kept:
-        model = service.model(body.model)  # it may have been unloaded while this one waited
-        model.require_ready()
-        matrix = await model.batcher.class_matrix(labels, templates)
-        stored = StoredSet(name, model.name, labels, templates, model.engine.info.fingerprint, matrix)
-        return stored, await kept.put(stored)
+    observation().about(model.name, images=0, texts=len(labels))
+    waiting = service.metrics.admitted(model.name, pixels=0, items=len(labels))
+    try:
+        with waiting:
+            async with asyncio.timeout(deadline - time.monotonic()) as limit, service.class_sets as kept:
+                model = service.model(body.model)  # it may have been unloaded while this one waited
+                model.require_ready()
+                matrix = await model.batcher.class_matrix(labels, templates, deadline)
+                limit.reschedule(None)  # what is being written is kept
+                stored = StoredSet(name, model.name, labels, templates, model.engine.info.fingerprint, matrix)
+                return stored, await kept.put(stored)
+    except TimeoutError:
+        raise DeadlineError(
+            f"The labels were not embedded within {service.settings.deadline_s:g} seconds; send fewer, or try later."
+        ) from None
 
 
 def check_name(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ def fetched(
         model.require_ready()  # nothing is fetched for what would be refused
         held = Held(service, model.engine.limits.max_bytes)
         try:
-            images = await held.files(inputs.images)
+            images = await held.files(inputs.images, inputs.deadline)
 
             def release() -> None:
                 inputs.drop()  # not before: among the files stand images that came in the body
@@ -54,20 +55,22 @@ class Held:
         self._held = 0
         self._turns = asyncio.Semaphore(AT_ONCE)
 
-    async def files(self, images: Sequence[Image]) -> list[Image]:
+    async def files(self, images: Sequence[Image], deadline: float) -> list[Image]:
         """The file of each URL, or its error; what is no URL as it is.
 
         Raises:
-            DeadlineError: all of them together took too long.
+            DeadlineError: all of them together took until ``deadline`` of ``time.monotonic``.
+            ExceptionGroup: what nobody foresaw, when the others have been given up.
         """
-        limit = self._service.settings.deadline_s
         try:
-            async with asyncio.timeout(limit):
-                return list(await asyncio.gather(*(self._file(image) for image in images)))
+            async with asyncio.timeout(deadline - time.monotonic()), asyncio.TaskGroup() as group:
+                files = [group.create_task(self._file(image)) for image in images]
         except TimeoutError:
+            limit = self._service.settings.deadline_s
             raise DeadlineError(
                 f"The images did not arrive within {limit:g} seconds; send fewer URLs at a time."
             ) from None
+        return [file.result() for file in files]
 
     async def _file(self, image: Image) -> Image:
         if not isinstance(image, str) or not is_url(image):

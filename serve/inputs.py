@@ -44,6 +44,8 @@ class Inputs(Generic[R]):
     """A validated request; ``images`` are as ``serve.images`` takes them, ``param`` what their errors call them."""
 
     request: R
+    deadline: float
+    """Of ``time.monotonic``: all that is done for the request must have ended by then."""
     images: list[Image] = field(default_factory=list)
     param: str = "images"
     count: int = 0
@@ -67,12 +69,16 @@ async def read_inputs(request: Request, schema: type[R], settings: Settings, bud
         found, files, param = await _read(Request(request.scope, body.receive), schema, settings)
     images: list[Image] = [*(found.images or []), *files]
     found.images = None
-    return Inputs(found, images, param, len(images), body.release)
+    return Inputs(found, body.arrived + settings.deadline_s, images, param, len(images), body.release)
 
 
 @asynccontextmanager
-async def read_json(request: Request, schema: type[M], settings: Settings, budget: Budget) -> AsyncIterator[M]:
-    """Read and validate a request that has only one form, JSON; it counts in ``budget`` until the block ends.
+async def read_json(
+    request: Request, schema: type[M], settings: Settings, budget: Budget
+) -> AsyncIterator[tuple[M, float]]:
+    """Read and validate a request that has only one form, JSON, and yield its deadline as well.
+
+    It counts in ``budget`` until the block ends.
 
     Raises:
         RequestError: its subclass says how the body is wrong.
@@ -85,7 +91,7 @@ async def read_json(request: Request, schema: type[M], settings: Settings, budge
         parse = partial(_from_json, schema, {}, await Request(request.scope, body.receive).body(), settings)
         found = await asyncio.to_thread(parse)
     try:
-        yield found
+        yield found, body.arrived + settings.deadline_s
     finally:
         body.release()
 

@@ -23,8 +23,9 @@ from digpt.cli import Command
 from digpt.embeddings_file import About
 from digpt.engine import Engine
 from digpt.errors import BackendError, ConfigError
+from digpt.runtime import absolute_spec
 from serve.offline_embed import PartWriter
-from serve.offline_inputs import Inputs, ParquetInputs, open_inputs
+from serve.offline_inputs import Inputs, ParquetInputs, absolute_input, open_inputs
 from serve.offline_parts import Job, Parts
 from serve.offline_progress import Progress, no_progress, progressing
 
@@ -143,9 +144,9 @@ def embed(config: OfflineConfig, progress: Progress = no_progress, load: Callabl
         BackendError: the backend does not reproduce the artifact's golden answers.
         DigptError: as ``open_inputs`` and ``Engine.load``.
     """
-    if config.ray is not None:  # whose processes start in folders of their own
-        config = replace(config, input=str(Path(config.input).absolute()), output=config.output.absolute())
     inputs = open_inputs(config.input, config.column)
+    if config.ray is not None:
+        config = for_any_folder(config)
     check_output(config, inputs)
     engine = (load or config.load)()
     try:
@@ -166,6 +167,16 @@ def embed(config: OfflineConfig, progress: Progress = no_progress, load: Callabl
             return run(config, parts, partial(write_with_ray, config, parts), progress)
     finally:
         engine.close()
+
+
+def for_any_folder(config: OfflineConfig) -> OfflineConfig:
+    """The same job for a cluster's processes, which start in folders of their own."""
+    return replace(
+        config,
+        input=absolute_input(config.input),
+        output=config.output.absolute(),
+        model=absolute_spec(config.model),
+    )
 
 
 def run(config: OfflineConfig, parts: Parts, write: Write, progress: Progress) -> Summary:

@@ -11,16 +11,17 @@ import hashlib
 import json
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
 from digpt.data.shards import Shards
-from digpt.data.source import IMAGE_EXTENSIONS, Names, SampleError, file_size, read_file, refuse_remote
+from digpt.data.source import IMAGE_EXTENSIONS, Names, PassingError, SampleError, file_size, read_file, refuse_remote
 from digpt.errors import ConfigError, DataError, near_misses
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ ID_COLUMNS = ("id", "key", "__key__")
 PARTS_ENDING = ".parts"  # of the folder in which a job keeps what it has done: never input
 READ_BYTES = 2**20  # of a Parquet column at a time: its chunks may hold gigabytes of images
 
+PAUSES_S = (0.5, 2.0, 8.0)  # before reading again what a disk or a network did not give
+
+T = TypeVar("T")
 Item: TypeAlias = tuple[str, bytes | str]
 """The id of an image, and its file's bytes or why there are none (a sentence)."""
 
@@ -97,7 +101,7 @@ class ShardInputs(Inputs):
     def _id(self, shards: Shards, index: int) -> str:
         shard, row = shards.locate(index)
         try:
-            key = shards.index(shard).keys[row]
+            key = patiently(partial(shards.index, shard)).keys[row]
         except (SampleError, IndexError):
             key = f"sample {row}"  # the shard is cut off or unreadable
         return _text(f"{shards.paths[shard].absolute().relative_to(self._above).as_posix()}/{key}")
@@ -200,6 +204,15 @@ def open_inputs(spec: str, column: str | None = None) -> Inputs:
     return ParquetInputs(files, root, column)
 
 
+def absolute_input(spec: str) -> str:
+    """The same input for a process that works in another folder."""
+    kind, colon, path = spec.partition(":")
+    if not colon or kind not in KINDS:
+        kind, path = "", spec
+    found = "::".join(str(Path(each).absolute()) for each in path.split("::"))
+    return f"{kind}:{found}" if kind else found
+
+
 def _kind(spec: str) -> str:
     """What a bare path is, by its ending or by what lies in the folder."""
     root = Path(spec)
@@ -289,9 +302,30 @@ def _image(shards: Shards, index: int) -> bytes:
 
 def _bytes_or_error(read: Callable[[], bytes]) -> bytes | str:
     try:
-        return read()
+        return patiently(read)
     except SampleError as error:
         return str(error)
+
+
+def patiently(read: Callable[[], T]) -> T:
+    """``read()``, after a few pauses where a disk or a network fails that may recover.
+
+    Raises:
+        DataError: it did not. No row says so, since the image may be a good one: the job stops, and can continue.
+        SampleError: as ``read``.
+    """
+    pauses = iter(PAUSES_S)
+    while True:
+        try:
+            return read()
+        except PassingError as error:
+            pause = next(pauses, None)
+            if pause is None:
+                raise DataError(
+                    f"{error} Reading it again did not help: mend the disk or the network, then give the same command "
+                    "again, which continues."
+                ) from None
+            time.sleep(pause)
 
 
 def _text(name: str) -> str:

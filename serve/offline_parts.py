@@ -32,7 +32,11 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides the rows of a job and the bits in them; where its input lies does not."""
+    """Everything that decides the rows of a job; where its input lies does not.
+
+    ``engine`` is the hash of an artifact's files. The device is left out: the machines of a cluster may differ in it,
+    and each proves itself by the golden answers before it computes.
+    """
 
     listing: str
     rows: int
@@ -42,16 +46,18 @@ class Job:
     backend: str
     precision: str
     preprocess: dict[str, object]
+    engine: str | None = None
 
     @classmethod
     def of(cls, info: RuntimeInfo, listing: str, rows: int, part_rows: int, batch_size: int) -> Job:
         """The job of embedding ``rows`` images of that listing with the runtime of ``info``."""
-        preprocess = info.preprocess.to_dict()
-        return cls(listing, rows, part_rows, batch_size, info.fingerprint, info.backend, info.precision, preprocess)
+        model = info.fingerprint, info.backend, info.precision, info.preprocess.to_dict(), info.engine
+        return cls(listing, rows, part_rows, batch_size, *model)
 
     @property
     def digest(self) -> str:
-        return f"sha256:{hashlib.sha256(canonical_json(asdict(self))).hexdigest()}"
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        return f"sha256:{hashlib.sha256(canonical_json(said)).hexdigest()}"
 
     @property
     def parts(self) -> int:

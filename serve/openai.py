@@ -138,8 +138,8 @@ def openai_router(service: Service) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         async with accepted(service, request):
             try:
-                async with read_json(request, OpenAIRequest, service.settings, service.bodies) as asked:
-                    found = await while_connected(request, embed(service, asked))
+                async with read_json(request, OpenAIRequest, service.settings, service.bodies) as (asked, deadline):
+                    found = await while_connected(request, embed(service, asked, deadline))
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
             if isinstance(found, Problem):
@@ -160,7 +160,7 @@ def openai_router(service: Service) -> APIRouter:
     return router
 
 
-async def embed(service: Service, asked: OpenAIRequest) -> dict[str, Any] | Problem:
+async def embed(service: Service, asked: OpenAIRequest, deadline: float) -> dict[str, Any] | Problem:
     """Answer a valid request, or say what is wrong with the first input that cannot be embedded."""
     items = asked.input
     is_image = [asked.is_image(item) for item in items]
@@ -179,7 +179,7 @@ async def embed(service: Service, asked: OpenAIRequest) -> dict[str, Any] | Prob
         {"model": asked.model, "texts": [text for text in texts if text], "encoding_format": asked.encoding_format}
     )
     try:
-        found = await fetched(answers.embed)(service, Inputs(request, [*images], "input", len(images)))
+        found = await fetched(answers.embed)(service, Inputs(request, deadline, [*images], "input", len(images)))
     except ItemError as error:
         raise ItemError(error.cause, param="input", index=order[error.index or 0]) from None
     entries = dict(zip(order, found["data"], strict=True))

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -26,8 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from digpt.cli import Command
 from digpt.errors import BackendError, ConfigError, MissingDependencyError, near_misses
+from digpt.runtime import absolute_spec
 from serve.api import create_app
-from serve.cli import GROUPS, STOPPED, ServeConfig, load_engines
+from serve.cli import GROUPS, STOPPED, ServeConfig, load_engines, split_model
 from serve.heap import settle
 from serve.keys import Keys
 from serve.server import patience_s
@@ -133,6 +134,7 @@ def bound(config: RayConfig) -> Application:
         raise MissingDependencyError("Serving on Ray needs Ray: pip install 'digpt[ray]'.") from None
 
     keys = Keys.read(os.environ, config.keys_file)  # here: machines of the cluster have neither the file nor these
+    config = for_any_folder(config)
 
     def build() -> FastAPI:
         return replica(config, keys)
@@ -146,6 +148,16 @@ def bound(config: RayConfig) -> Application:
     )
     application: Application = deployment(serve.ingress(build)()).bind()
     return application
+
+
+def for_any_folder(config: RayConfig) -> RayConfig:
+    """The same for replicas, which start in folders of their own."""
+    models = [split_model(argument) for argument in config.model]
+    return replace(
+        config,
+        model=tuple(f"{name}={absolute_spec(spec)}" if name else absolute_spec(spec) for name, spec in models),
+        class_sets_dir=config.class_sets_dir and config.class_sets_dir.absolute(),
+    )
 
 
 def replica(config: RayConfig, keys: Keys | None = None) -> FastAPI:

@@ -59,7 +59,10 @@ class ClassifyRequest(InferenceRequest):
         False, description="Independent scores instead of a distribution; only models with a learned logit bias."
     )
     abstain: bool = Field(
-        False, description='Allow the answer "none of these"; only models with a calibrated threshold.'
+        False,
+        description='Allow the answer "none of these"; only models with a calibrated threshold. It was measured with '
+        "the model's own templates and with labels drawn at random: with other templates, or labels much alike, its "
+        "error rates are others.",
     )
     logits: Literal["float", "base64"] | None = Field(
         None,

@@ -3,6 +3,9 @@
 uvicorn by itself closes the listening socket first, so that new requests meet a refused connection. Here it stays open
 while accepted requests are being answered, idle connections are closed, and then uvicorn's own shutdown follows. A
 second signal, or SIGINT, stops at once what is left to uvicorn: it waits ``GRACE_S`` for open connections.
+
+uvicorn by itself waits without end for the headers of a request that was begun, or of a connection's first. Here those
+that do not come close the connection, and sooner where they are many: silence keeps nobody else out.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import signal
 import time
 from socket import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +26,14 @@ from serve.settings import Settings
 
 log = logging.getLogger("serve")
 
+TICKS = 5  # of uvicorn's, ten a second, from one look at silent connections to the next
+OTHER: Any = object()  # a connection that is not HTTP
+
 KEEP_ALIVE_S = 5  # without a request
+HEADERS_S = 10  # for a request's headers, from the connection's beginning or its last answer's end
+CROWDED_S = (
+    3  # the same (clients give up idle connections after 2) while more than half of all allowed connections are open
+)
 GRACE_S = 5  # beyond the deadline, and for answers on their way when everything accepted has been answered
 
 
@@ -53,6 +64,8 @@ class Server(uvicorn.Server):
         self._patience_s = patience_s(settings) - GRACE_S  # the rest is uvicorn's
         self._told: float | None = None  # when to stop
         self._closed_idle = False
+        self._max_connections = settings.max_connections
+        self._silent: dict[Any, tuple[Any, float]] = {}  # of each connection its last request, and since when
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn's; everything is loaded by now."""
@@ -67,10 +80,26 @@ class Server(uvicorn.Server):
         else:
             super().handle_exit(sig, frame)
 
+    def _close_silent(self) -> None:
+        """Close connections that have owed a request's headers for too long."""
+        now, connections = time.monotonic(), self.server_state.connections
+        patience = CROWDED_S if 2 * len(connections) > self._max_connections else HEADERS_S
+        silent: dict[Any, tuple[Any, float]] = {}
+        for connection in list(connections):
+            last = getattr(connection, "cycle", OTHER)
+            if last is not OTHER and (last is None or last.response_complete):
+                before, since = self._silent.get(connection, (last, now))
+                silent[connection] = (last, since if before is last else now)
+                if now - silent[connection][1] > patience:
+                    connection.shutdown()
+        self._silent = silent
+
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second; a true answer begins its shutdown."""
         if await super().on_tick(counter):
             return True
+        if counter % TICKS == 0:
+            self._close_silent()
         if self._told is None:
             return False
         if not self._closed_idle:  # not in the signal handler: what has arrived by then is read and answered

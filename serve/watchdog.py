@@ -121,6 +121,8 @@ class Watchdog:
     async def _run(self, check: Callable[[], str]) -> None:
         try:
             self.detail, self.state = await self._batcher.call(check), "ready"
+        except NotReadyError:
+            pass  # it waited, and was refused with all others: `look` said why, and checks again when it is due
         except Exception as error:  # whatever a backend raises
             log.exception("model %s failed its check", self._name)
             self._unready("failed", f"its backend failed the check ({error})")

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digpt.data.source import Names, OpenFiles, SampleError, refuse_remote
+from digpt.data.source import LASTING, Names, OpenFiles, PassingError, SampleError, refuse_remote, unreadable
 from digpt.errors import DataError
 
 SIZES = "sizes.json"  # {"00000.tar": 10000, ...} beside the shards, as webdataset's tools write it
@@ -73,6 +73,8 @@ def scan_shard(path: Path) -> ShardIndex:
                 kind = extensions.setdefault(extension, len(extensions))
                 members.append((kind, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in LASTING:
+            raise unreadable(path, error) from None
         raise DataError(f"{path} is no uncompressed tar shard that can be read ({error}).") from None
     columns = np.array(members, dtype=np.int64).reshape(-1, 3)
     ends = np.array([*starts, len(members)], dtype=np.int64)
@@ -181,6 +183,8 @@ class Shards:
             return self._indexes[shard]
         try:
             content = self._load(shard)
+        except PassingError:
+            raise
         except DataError as error:
             raise SampleError("unreadable shard", str(error)) from None
         if len(content) > self.counts[shard]:

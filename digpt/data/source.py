@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,25 @@ class SampleError(DataError):
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
         return SampleError, (self.kind, str(self))  # so that loader processes can hand it over
+
+
+class PassingError(SampleError):
+    """A sample that cannot be read now: a fault of the disk or the network, not of the file, and it may pass."""
+
+    def __reduce__(self) -> tuple[type[PassingError], tuple[str, str]]:
+        return PassingError, (self.kind, str(self))
+
+
+# What the file system says of a name or a file, and says again: everything else may pass.
+LASTING = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+)
+
+
+def unreadable(path: Path, error: OSError) -> SampleError:
+    """The error of a sample in a file that cannot be read: PassingError where that may pass."""
+    kind = SampleError if error.errno in LASTING else PassingError
+    return kind("unreadable file", f"{path} cannot be read ({error.strerror or error}).")
 
 
 def seeded_choice(size: int, limit: int) -> NDArray[np.int64]:
@@ -103,12 +123,15 @@ class OpenFiles:
         """``size`` bytes from ``offset``; fewer where the file ends before.
 
         Raises:
-            SampleError: the file cannot be opened or read.
+            SampleError: the file cannot be opened or read; PassingError where that may pass.
         """
         try:
             return self._read(path, offset, size)
         except OSError as error:
-            raise SampleError("unreadable file", f"{path} cannot be read ({error.strerror}).") from None
+            descriptor = self._open.pop(path, None)
+            if descriptor is not None:
+                os.close(descriptor)  # it may be the one of a server that is gone; the next read opens the file again
+            raise unreadable(path, error) from None
 
     def _read(self, path: Path, offset: int, size: int) -> bytes:
         descriptor = self._open.get(path)
@@ -153,12 +176,12 @@ def read_file(path: Path) -> bytes:
     """A file's bytes.
 
     Raises:
-        SampleError: it is missing or unreadable.
+        SampleError: it is missing or unreadable; PassingError where that may pass.
     """
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SampleError("unreadable file", f"{path} cannot be read ({error.strerror}).") from None
+        raise unreadable(path, error) from None
 
 
 def refuse_remote(spec: str) -> None:

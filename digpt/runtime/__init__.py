@@ -104,6 +104,12 @@ ARTIFACT_BACKENDS: dict[str, Callable[[str, str, int | None, str], Runtime]] = {
 }
 
 
+def absolute_spec(spec: str) -> str:
+    """The same model for a process that works in another folder: a directory, or a file with an ending, by its path."""
+    path = Path(spec)
+    return str(path.absolute()) if path.is_dir() or (path.suffix and path.is_file()) else spec
+
+
 def load_runtime(
     spec: str,
     backend: str | None = None,

@@ -28,7 +28,8 @@ class RuntimeInfo:
     ``labels`` are the classes of the head (``linear``: of pictures, ``upernet``: of pixels) or, without one, those that
     the model brings along. ``segment_crop`` is the side in pixels that an ``upernet`` head was trained at,
     ``segment_reduce_zero`` whether 0 was no class in the mask files it was trained on. ``abstain`` says below which
-    cosine of the best label the answer is "none of these"; None where nobody calibrated it.
+    cosine of the best label the answer is "none of these"; None where nobody calibrated it. ``engine`` is the hash of
+    an artifact's files that compute (``digpt.manifest.engine_hash``); None where the weights themselves do.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RuntimeInfo:
     segment_reduce_zero: bool = False
     patch_tokens: bool = False
     abstain: AbstainRule | None = None
+    engine: str | None = None
     max_batch: int | None = None
     threads: int | None = None
     providers: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ ANSWER_S = 120.0  # above the server's own deadline, so that its 504 arrives
 PATIENCE_S = 120.0  # how long a server that is busy, or not ready yet, is asked again
 LONGEST_WAIT_S = 30.0  # between two attempts
 IDLE_S = 2.0  # a server closes idle connections after 5: reusing one at that moment would fail
+SHOWN = 200  # characters of an answer that a message repeats
 BUSY, TOO_SLOW = (429, 503), 504
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -343,7 +344,9 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         error = answer.json()["error"]
         return {**error, "message": str(error["message"]), "code": error["code"]}
     except (ValueError, KeyError, TypeError):
-        return {"message": answer.reason_phrase or "an error without a reason", "code": None}
+        said = " ".join(answer.text[:SHOWN].split())  # a proxy's page, perhaps
+        reason = answer.reason_phrase or "an error without a reason"
+        return {"message": f"{reason} ({said})" if said else reason, "code": None}
 
 
 def retry_after(answer: httpx.Response) -> float:

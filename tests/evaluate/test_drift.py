@@ -117,6 +117,25 @@ def test_coarse_engines_are_held_to_the_interval_of_the_sweep(stores: Stores, pr
     capsys.readouterr()
 
 
+def test_few_images_are_no_evidence(stores: Stores, tmp_path: Path, capsys: Any) -> None:
+    """As many images are wrong, but one set of 500 cannot show that no half point was lost."""
+    suite = suite_of([cell("toy/val")], [view("toy/val")])
+    model = {"fingerprint": "sha256:one"}
+    a = stores.write("a", suite, {"toy/val": answers(range(10))}, **model)
+    for name, precision, wrong, word in (
+        ("far", "int8", range(10, 20), "too few images to tell"),
+        ("near", "int8", range(10), "same"),
+        ("exact", "fp32", range(10, 20), "same"),
+    ):
+        b = stores.write(name, suite, {"toy/val": answers(wrong)}, **model | {"precision": precision})
+        drift = only(a, b)
+        assert (drift.word, drift.failures) == (word, ())
+        assert bool(drift.undecided) == (drift.judged[0].reach > 0.5 and name == "far")
+        assert ("too few images to rule out a shift of 0.5 points" in drift.verdict) == (name == "far")
+        assert main([str(a), str(b), "--same", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["engines"][0]["decided"] == (name != "far")
+
+
 def test_the_report_holds_every_cell_of_every_engine(stores: Stores, tmp_path: Path, capsys: Any) -> None:
     a = engine(stores, "torch", {})
     others = [engine(stores, "onnx", {"c7/3": range(1)}), engine(stores, "openvino-bf16", {}, "bf16")]

@@ -74,6 +74,7 @@ def test_a_model_that_knows_gets_thresholds_that_grow(folder: Path) -> None:
     assert sum(e.false_accept for e in less.errors) > sum(e.false_accept for e in sure.errors)
     recorded = sure.to_dict()
     assert recorded is not None and AbstainRule.from_dict(recorded) == sure.rule
+    assert recorded["engine"] == "fake fp32" and recorded["templates"] == list(Knowing(0.2).info.templates)
     assert recorded["errors"][0]["labels"] == 1 and recorded["images"] == 160
 
 

@@ -334,6 +334,19 @@ def test_the_words_of_a_check_say_that_nothing_was_measured() -> None:
     assert words == ["not measured", "not stated"]
 
 
+def test_too_few_images_are_no_proof_of_no_drift(records: Records) -> None:
+    drift = records.drift
+    assert drift is not None
+    unclear = replace(drift.engines[0], decided=False)
+    for changed in (
+        replace(drift, engines=(unclear,)),
+        replace(drift, reference={**drift.reference, "backend": "onnx"}, engines=(replace(unclear, model={}),)),
+    ):
+        (check,) = [one for one in checks_of(replace(records, drift=changed)) if one.name == "Drift between engines"]
+        assert (check.state, check.word) == ("missing", "too few images")
+        assert "too few images to tell" in check.said
+
+
 def test_the_engine_that_runs_fails_where_others_drift_from_it(records: Records) -> None:
     """Compared with itself it would never drift: the coarse one of two may be the reference."""
     drift = records.drift

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +170,6 @@ def test_a_file_that_was_changed_is_left_out(
 
 
 def test_images_are_answered_while_a_set_is_embedded(serving: Serving, image: Callable[..., bytes]) -> None:
-    import threading
-    import time
-
     runtime = FakeRuntime(dim=8, delay=0.15)
     client = serving(Engine(runtime))
     labels = [f"label {number}" for number in range(256 * 6)]
@@ -183,3 +183,32 @@ def test_images_are_answered_while_a_set_is_embedded(serving: Serving, image: Ca
         thread.join()
     assert waited < time.perf_counter() - started - 0.1  # it was answered before the set was done
     assert client.get("/class-sets").json()["data"][0]["num_labels"] == len(labels)
+
+
+def test_a_set_and_those_that_wait_for_it_have_a_deadline(serving: Serving) -> None:
+    runtime, entered, go_on = FakeRuntime(dim=8), threading.Event(), threading.Event()
+    client = serving(Engine(runtime), deadline_s=1)
+    compute = runtime.embed_texts
+
+    def hanging(texts: Sequence[str]) -> np.ndarray:
+        entered.set()
+        assert go_on.wait(20)
+        return compute(texts)
+
+    runtime.embed_texts = hanging
+    started = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(client.put, f"/class-sets/{name}", json={"labels": LABELS}) for name in ("a", "a", "b")]
+        assert entered.wait(5)
+        while 'digpt_queue_items{model="fake"} 9.0' not in client.get("/metrics").text:
+            assert time.monotonic() < started + 1
+            time.sleep(0.01)
+        for answer in answers:
+            assert code(answer.result()) == (504, "deadline_exceeded", None)
+    assert time.monotonic() < started + 3
+    seen = client.get("/metrics").text
+    assert 'digpt_dropped_items_total{model="fake",reason="deadline"} 9.0' in seen
+    assert 'digpt_queue_items{model="fake"} 0.0' in seen
+    assert 'digpt_requests_total{endpoint="/class-sets/{name}",model="fake",status="504"} 3.0' in seen
+    go_on.set()
+    assert client.put("/class-sets/a", json={"labels": LABELS}).status_code == 201

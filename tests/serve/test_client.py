@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -65,3 +66,27 @@ def test_keys_and_patience(serving: Callable[..., Any], monkeypatch: pytest.Monk
     server.stop()
     with Client(address) as client, pytest.raises(BackendError, match="cannot be reached"):
         client.models()
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_what_is_no_json_is_said(status: int) -> None:
+    page = "<html>\n<h1>Bad gateway</h1> of a proxy" + "x" * 5000
+    with Client("http://127.0.0.1:1") as client:
+        client._http = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(status, text=page)))
+        with pytest.raises(ServerError, match=f"answers {status}.*<html> <h1>Bad gateway</h1> of a proxy") as raised:
+            client.models()
+    assert (raised.value.status, raised.value.code) == (status, None)
+    assert len(str(raised.value)) < 400
+    assert "\n" not in str(raised.value)
+
+
+def test_only_a_server_that_asks_to_wait_is_asked_again() -> None:
+    given = [httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(200, json={"data": [{"id": "a"}]})]
+    with Client("http://127.0.0.1:1", patience_s=5) as client:
+        client._http = httpx.Client(transport=httpx.MockTransport(lambda request: given.pop(0)))
+        started = time.monotonic()
+        assert client.models() == [{"id": "a"}]
+        assert time.monotonic() - started >= 1
+        given[:] = [httpx.Response(503, json={"error": {"message": "No.", "code": "draining"}})]
+        with pytest.raises(ServerError, match=r"answers 503: No\."):
+            client.models()

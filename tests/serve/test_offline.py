@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,10 @@ def test_a_differing_job_is_refused_by_name(folder: Path, tmp_path: Path) -> Non
         run(folder, output, batch_size=5)
     with pytest.raises(ConfigError, match="differs in fingerprint, preprocess"):
         run(folder, output, Engine(FakeRuntime(dim=8, size=32)))
+    rebuilt = FakeRuntime(dim=8)
+    rebuilt.info = replace(rebuilt.info, engine="sha256:1")
+    with pytest.raises(ConfigError, match=r"differs in engine \(engine: None there, sha256:1 now\)"):
+        run(folder, output, Engine(rebuilt))
     assert run(folder, output, batch_size=5, overwrite=True).kept == 0
     with pytest.raises(ConfigError, match="from another input, model or settings"):
         run(folder, output)

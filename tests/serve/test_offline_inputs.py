@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import serve.offline_inputs
 from digpt.errors import ConfigError, DataError
 from serve.offline_inputs import FolderInputs, Inputs, Item, ParquetInputs, ShardInputs, open_inputs
 
@@ -150,3 +154,56 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match="a.parquet is damaged"):
         items(open_inputs(str(path)))
+
+
+class Flaky:
+    """Reads that fail ``times`` times with one fault before they succeed."""
+
+    def __init__(self, fault: int, times: int) -> None:
+        self.fault, self.times = fault, times
+
+    def __call__(self, read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*arguments: Any, **options: Any) -> Any:
+            if self.times:
+                self.times -= 1
+                raise OSError(self.fault, os.strerror(self.fault), "x")
+            return read(*arguments, **options)
+
+        return reading
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_fault_that_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int) -> None:
+    monkeypatch.setattr(serve.offline_inputs, "PAUSES_S", (0.0, 0.0))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").write_bytes(b"a")
+    tar = shard(tmp_path / "0.tar", {"x.png": b"x"})
+    folder, shards = open_inputs(str(tmp_path / "pictures")), open_inputs(str(tar))
+    for times in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", Flaky(fault, times)(Path.read_bytes))
+            if times < 3:
+                assert items(folder) == [("a.png", b"a")]
+            else:
+                with pytest.raises(DataError, match="a.png cannot be read .*give the same command again"):
+                    items(folder)
+        for module, name in ((os, "pread"), (tarfile, "open")):  # of the samples, and of the shard's index
+            shards = open_inputs(str(tar))
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, Flaky(fault, times)(getattr(module, name)))
+                if times < 3:
+                    assert items(shards) == [("0.tar/x", b"x")]
+                else:
+                    with pytest.raises(DataError, match="0.tar cannot be read .*give the same command again"):
+                        items(shards)
+
+
+def test_a_fault_that_stays_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.offline_inputs, "PAUSES_S", (60.0,))
+    (tmp_path / "a.png").write_bytes(b"a")
+    inputs = open_inputs(str(tmp_path))
+    for fault in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", Flaky(fault, 1)(Path.read_bytes))
+            ((name, said),) = items(inputs)
+        assert name == "a.png" and isinstance(said, str) and os.strerror(fault) in said

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fastapi.testclient import TestClient
 
+import serve.offline
+import serve.ray
 from digpt.engine import Engine
 from digpt.errors import ConfigError
 from digpt.runtime.fake import FakeRuntime
 from serve.keys import Keys
 from serve.offline import OfflineConfig
+from serve.offline_inputs import absolute_input
 from serve.offline_ray import gpus_each
 from serve.ray import RayConfig, app, replica
 
@@ -49,6 +54,32 @@ def test_replicas_ask_for_the_keys_of_the_machine_that_started_them(monkeypatch:
     with TestClient(replica(RayConfig(), keys)) as client:
         assert client.post("/embed", json={"texts": ["x"]}).status_code == 401
         assert client.get("/metrics").status_code == 401
+
+
+def test_replicas_find_models_from_their_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/ckpt.pt").touch()
+    given = ("runs", "a=runs/ckpt.pt", "bundled", "b=timm:vit_tiny", "c=absent.pt")
+    config = serve.ray.for_any_folder(RayConfig(model=given, class_sets_dir=Path("sets")))
+    here = f"{tmp_path}/runs"
+    assert config.model == (here, f"a={here}/ckpt.pt", "bundled", "b=timm:vit_tiny", "c=absent.pt")
+    assert config.class_sets_dir == tmp_path / "sets"
+    assert serve.ray.for_any_folder(RayConfig()).class_sets_dir is None
+
+
+def test_bulk_processes_find_input_output_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    config = serve.offline.for_any_folder(OfflineConfig("parquet:images", Path("out.parquet"), model="runs", ray=2))
+    assert (config.input, config.output) == (f"parquet:{tmp_path}/images", tmp_path / "out.parquet")
+    assert config.model == f"{tmp_path}/runs"
+    for given, found in (
+        ("images", f"{tmp_path}/images"),
+        ("a/{0..9}.tar::/b/*.tar", f"{tmp_path}/a/{{0..9}}.tar::/b/*.tar"),
+        ("wds:a/{0..9}.tar::b", f"wds:{tmp_path}/a/{{0..9}}.tar::{tmp_path}/b"),
+    ):
+        assert absolute_input(given) == found
 
 
 def test_processes_ask_for_a_gpu_where_there_is_one_for_each() -> None:

@@ -8,16 +8,20 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+import serve.server
 from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
+from serve import Settings, create_app
+from serve.server import Server
 
 Image = Callable[..., bytes]
 Serve = Callable[..., Any]
@@ -129,3 +133,63 @@ def test_live_while_a_decode_is_slow(serving: Serve, image: Image, monkeypatch: 
         assert not any(answer.done() for answer in answers)
         free.set()
         assert [answer.result().status_code for answer in answers] == [200, 200, 200]
+
+
+@contextmanager
+def own_server(**settings: Any) -> Iterator[tuple[str, int]]:
+    """The address of the very server that ``python -m serve`` runs."""
+    app = create_app({"fake": Engine(FakeRuntime())}, Settings(**settings))
+    server = Server(app, app.state.service, Settings(**settings), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    try:
+        yield server.servers[0].sockets[0].getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+BEGUN = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
+
+
+def test_silent_connections_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.server, "CROWDED_S", 0.3)
+    with own_server(max_connections=6) as address, ExitStack() as stack:
+        said = [
+            b"",
+            BEGUN,
+            BEGUN + b"\r\n",
+            BEGUN + b"\r\n" + BEGUN,
+            b"",
+        ]  # nothing, half of a first or a second request
+        silent = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in said]
+        for connection, content in zip(silent, said, strict=True):
+            connection.sendall(content)
+        with socket.create_connection(address, timeout=10) as other:
+            other.sendall(BEGUN + b"\r\n")
+            assert other.recv(65536).startswith(b"HTTP/1.1 503 ")  # there is no room at first
+        started = time.monotonic()
+        heard = [read_all(connection) for connection in silent]  # until the server hangs up
+        assert time.monotonic() - started < 3
+        assert [content[:13] for content in heard] == [b"", b"", b"HTTP/1.1 200 ", b"HTTP/1.1 200 ", b""]
+        with socket.create_connection(address, timeout=10) as other:
+            other.sendall(BEGUN + b"\r\n")
+            assert other.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_goes_on_asking_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.server, "HEADERS_S", 0.8)
+    with own_server() as address:
+        with socket.create_connection(address, timeout=10) as busy:
+            for _ in range(8):  # 1.6 seconds
+                busy.sendall(BEGUN + b"\r\n")
+                assert busy.recv(65536).startswith(b"HTTP/1.1 200 ")
+                time.sleep(0.2)
+        with socket.create_connection(address, timeout=10) as slow:
+            slow.sendall(HALF % b"image/png")  # its headers are complete: --body-timeout-s is what holds then
+            time.sleep(2)
+            slow.sendall(b"x" * 30_000)
+            assert slow.recv(65536).startswith(b"HTTP/1.1 415 ")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,6 +21,7 @@ from digpt.runtime.fake import FakeRuntime
 from serve import Settings
 from serve.errors import RequestError
 from serve.fetch import Fetcher, UrlError, public
+from serve.fetched import Held
 
 HOST, URL, PUBLIC = "images.example", "https://images.example/a.png", "93.184.216.34"
 PRIVATE = [
@@ -226,3 +230,50 @@ def test_over_a_socket(serving: Callable[..., Any], serving_app: Any, image: Cal
     assert asked == [HOST]
     assert "embedding" in found[0]
     assert "answers 307" in found[1]["error"]["message"]
+
+
+def test_fetching_and_computing_have_one_deadline(serving: Callable[..., Any], image: Callable[..., bytes]) -> None:
+    runtime, go_on = FakeRuntime(dim=8), threading.Event()
+    compute = runtime.embed
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.8)
+        return httpx.Response(200, content=image(0))
+
+    client = serving(Engine(runtime), allow_url_host=(HOST,), deadline_s=1)
+    client.service.fetcher = Fetcher(
+        client.service.settings, resolve=resolver(PUBLIC), transport=httpx.MockTransport(slow)
+    )
+    assert client.post("/embed", json={"images": [URL]}).status_code == 200
+    runtime.embed = lambda images: (go_on.wait(20), compute(images))[1]
+    for path, body in (("/embed", {"images": [URL]}), ("/v1/embeddings", {"input": URL, "modality": "image"})):
+        started = time.monotonic()
+        answer = client.post(path, json={"model": "fake", **body})
+        taken = time.monotonic() - started
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert 0.9 < taken < 1.6  # 0.8 for the file, and what is left
+    go_on.set()
+
+
+def test_an_unforeseen_error_leaves_no_other_fetch_behind() -> None:
+    ended: list[str] = []
+
+    class Broken:
+        async def fetch(self, url: str, max_bytes: int) -> bytes:
+            if url == URL:
+                await asyncio.sleep(0.01)
+                raise RuntimeError("nobody foresaw this")
+            try:
+                await asyncio.sleep(20)
+            finally:
+                ended.append(url)
+            return b""
+
+    async def run() -> None:
+        held = Held(SimpleNamespace(fetcher=Broken(), settings=Settings()), 1000)  # type: ignore[arg-type]
+        with pytest.raises(ExceptionGroup) as raised:
+            await held.files([URL, f"{URL}?other"], time.monotonic() + 10)
+        assert [str(error) for error in raised.value.exceptions] == ["nobody foresaw this"]
+        assert ended == [f"{URL}?other"]
+
+    asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 import serve.watchdog
 from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
+from serve.batcher import Batcher
 
 Image = Callable[..., bytes]
 Serve = Callable[..., Any]
@@ -175,3 +177,44 @@ def test_a_thread_that_ended_is_started_again(serving: Serve, image: Image) -> N
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
     wait_for(lambda: client.get("/health/ready").status_code == 200 and batcher._thread is not first)
     assert client.post("/embed", json=body(image())).status_code == 200
+
+
+def test_a_check_that_waited_in_vain_leaves_the_model_stalled() -> None:
+    """It was refused with all that waited: the model is not broken, and proves itself as soon as it can."""
+    runtime, entered, go_on = FakeRuntime(), threading.Event(), threading.Event()
+    engine = Engine(runtime)
+    compute = runtime.embed
+
+    def embed(images: np.ndarray) -> np.ndarray:
+        entered.set()
+        assert go_on.wait(20)
+        return compute(images)
+
+    async def until(wanted: str, watchdog: serve.watchdog.Watchdog) -> None:
+        async with asyncio.timeout(5):
+            while True:
+                watchdog.look()
+                if watchdog.state == wanted:
+                    return
+                await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        batcher = Batcher("fake", engine)
+        watchdog = serve.watchdog.Watchdog("fake", engine, batcher, stall_s=0.1)
+        watchdog.proved("it answers")
+        runtime.embed = embed
+        stuck = batcher.submit("embed", [np.zeros((64, 64, 3), np.uint8)])
+        assert await asyncio.to_thread(entered.wait, 5)
+        batcher.suspect = True
+        watchdog.look()  # a probe is due, and waits
+        await asyncio.sleep(0)
+        assert batcher.waiting == 1
+        await until("stalled", watchdog)
+        await asyncio.sleep(0.05)  # the probe hears that it is refused
+        assert watchdog.state == "stalled"
+        go_on.set()
+        await asyncio.wrap_future(stuck)
+        await until("ready", watchdog)
+        await asyncio.to_thread(batcher.close)
+
+    asyncio.run(run())
