@@ -284,10 +284,11 @@ def silent_entry_points(sources: Sources) -> list[str]:
             continue
         name = module_name(path).removesuffix(".__main__")
         as_module = path.startswith(tuple(f"{package}/" for package in (*PACKAGES, "benchmarks")))
-        command = f"python -m {name}" if as_module else f"python {path}"
+        commands = [f"python -m {name}"] if as_module else [f"python {path}", f"python -m {name}"]
         opening = (ast.get_docstring(tree) or "").splitlines()[:6]
-        if not any(re.match(rf"(.*``|\s*){re.escape(command)}(?![\w.])", line) for line in opening):
-            found.append(f"{path} does not open with `{command}`")
+        known = "|".join(re.escape(command) for command in commands)
+        if not any(re.match(rf"(.*``|\s*)({known})(?![\w.])", line) for line in opening):
+            found.append(f"{path} does not open with `{commands[0]}`")
     return found
 
 
