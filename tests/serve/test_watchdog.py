@@ -175,7 +175,7 @@ def test_a_thread_that_ended_is_started_again(serving: Serve, image: Image) -> N
     first = batcher._thread
     answer = client.post("/embed", json=body(image()))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
-    wait_for(lambda: client.get("/health/ready").status_code == 200 and batcher._thread is not first)
+    wait_for(lambda: batcher._thread is not first and client.get("/health/ready").status_code == 200)
     assert client.post("/embed", json=body(image())).status_code == 200
 
 
