@@ -93,6 +93,18 @@ class ModelRef:
         )
 
 
+def other_answers(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """How two records of one model (`ModelRef` as a mapping) were made to answer differently: ``crop_pct 1.0 / 0.875``.
+
+    Options such as ``--crop-pct`` and ``--templates`` change the answers of a model, not its fingerprint.
+    """
+    a, b = one["preprocess"], other["preprocess"]
+    found = [f"{name} {a.get(name)} / {b.get(name)}" for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+    if list(one["templates"]) != list(other["templates"]):
+        found.append(f"templates ({len(one['templates'])} / {len(other['templates'])})")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResultsDocument:
     """One model, one protocol, its numbers: the content of ``results.json``."""

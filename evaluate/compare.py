@@ -44,7 +44,7 @@ from digpt.cli import Command
 from digpt.errors import ConfigError, DataError, near_misses
 from digpt.files import atomic_json, atomic_write
 from digpt.report import write_page
-from digpt.results import with_fingerprint
+from digpt.results import other_answers, with_fingerprint
 from digpt.significance import holm
 from evaluate.cli import GROUPS, TABLE_WIDTH
 from evaluate.compare_report import page
@@ -243,10 +243,9 @@ def _same_arrays(one: AnyView, other: AnyView) -> bool:
 def _notices(a: Store, b: Store) -> Iterator[str]:
     one, other = a.header["model"], b.header["model"]
     if one["fingerprint"] == other["fingerprint"]:
-        yield (
-            f"A and B are the same model, fingerprint {one['fingerprint'][:19]}: "
-            "what differs comes from the backend, the precision or the machine; --same asks whether it matters."
-        )
+        options = ", ".join(other_answers(one, other))
+        cause = f"options: {options}" if options else "the backend, the precision or the machine; see --same"
+        yield f"A and B are the same model, fingerprint {one['fingerprint'][:19]}: what differs comes from {cause}."
     if one.get("classifier") != other.get("classifier"):
         by = (one.get("classifier") or "nothing", other.get("classifier") or "nothing")
         yield f"A classifies by {by[0]}, B by {by[1]}."

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digpt.errors import ConfigError
-from digpt.results import with_fingerprint
+from digpt.results import other_answers, with_fingerprint
 from digpt.shift import Shift
 from digpt.significance import difference
 from evaluate.measure import Bootstraps, answers_of
@@ -155,6 +155,11 @@ def drifts(reference: Store, others: Sequence[Store], progress: Progress = no_pr
             raise ConfigError(
                 f"--same compares engines of one model, but {found['name']} ({found['fingerprint'][:19]}) has other "
                 f"weights than {model['name']} ({model['fingerprint'][:19]}); leave --same out."
+            )
+        if options := other_answers(model, found):
+            raise ConfigError(
+                f"--same compares engines, but the evaluations had other options ({', '.join(options)}): "
+                "evaluate alike, or leave --same out."
             )
     engines = []
     for number, other in enumerate(others):

@@ -224,12 +224,13 @@ def _views(protocol: Mapping[str, Any]) -> list[str]:
 
 
 def _labels(refs: Sequence[ModelRef], protocols: Sequence[str]) -> list[str]:
-    """Names, with as much added as tells models of one name apart: runtime, classifier, fingerprint."""
+    """Names, with as much added as tells models of one name apart: runtime, classifier, fingerprint, preparation."""
     labels = [ref.name or ref.spec for ref in refs]
     additions = (
         [f"{ref.backend} {ref.precision}" for ref in refs],
         [ref.classifier or "no classifier" for ref in refs],
         [ref.fingerprint.removeprefix("sha256:")[:8] for ref in refs],
+        [", ".join(f"{key} {value}" for key, value in _unlike(ref, refs)) for ref in refs],
     )
     for addition in additions:
         meant: dict[tuple[str, str], set[str]] = {}
@@ -240,3 +241,14 @@ def _labels(refs: Sequence[ModelRef], protocols: Sequence[str]) -> list[str]:
             for label, protocol, more in zip(labels, protocols, addition, strict=True)
         ]
     return labels
+
+
+def _unlike(ref: ModelRef, refs: Sequence[ModelRef]) -> list[tuple[str, Any]]:
+    """The preprocessing and the prompts of a model that was evaluated in several ways, as far as these differ."""
+    ways = [_way(other) for other in refs if other.fingerprint == ref.fingerprint]
+    return [(key, value) for key, value in _way(ref).items() if any(way.get(key) != value for way in ways)]
+
+
+def _way(ref: ModelRef) -> dict[str, Any]:
+    several = f" and {len(ref.templates) - 1} more" if len(ref.templates) > 1 else ""
+    return {**ref.preprocess, "templates": f"{ref.templates[0]!r}{several}" if ref.templates else "none"}

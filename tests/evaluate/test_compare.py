@@ -62,6 +62,16 @@ def test_identical_models_pass(stores: Stores, capsys: Any) -> None:
     assert main([str(a), str(a), "--fail-if-worse"]) == 0  # the very same directory
 
 
+def test_a_model_under_other_options_is_said_to_be_so(stores: Stores) -> None:
+    suite = several_sets()
+    right = all_answers({})
+    a = stores.write("a", suite, right)
+    b = stores.write("b", suite, right, fingerprint="sha256:a", preprocess={"crop_pct": 0.875}, templates=("a {}",))
+    notices = compared(a, b).notices
+    assert any("comes from options: crop_pct None / 0.875, templates (0 / 1)" in notice for notice in notices)
+    assert not any("backend" in notice for notice in notices)
+
+
 @pytest.mark.parametrize(
     ("drop", "failing"),
     [("toy/flat", ["toy/flat top1"]), ("toy-c/fog/3", ["toy-c/mean error"]), ("", [])],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from digpt.errors import ConfigError
 from evaluate.compare import main, open_pair
 from evaluate.drift import Drift, Drifts, drifts
 from evaluate.suite import Suite
@@ -182,3 +183,11 @@ def test_mistakes_end_with_one_line_and_exit_code_2(
     assert main([argument.format(**places) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_other_options_are_no_drift(stores: Stores) -> None:
+    a = engine(stores, "torch", {})
+    other = {"fingerprint": "sha256:one", "backend": "onnx", "preprocess": {"size": 64, "crop_pct": 0.875}}
+    b = stores.write("cropped", sweep(), {f"toy-c/{cell}": answers((), IMAGES) for cell in NAMES}, **other)
+    with pytest.raises(ConfigError, match=r"other options \(.*crop_pct .* / 0.875"):
+        found(a, b)

@@ -240,7 +240,8 @@ def test_documents_of_one_model_are_merged() -> None:
     [
         ({"backend": "onnx", "precision": "float16"}, "mine (onnx float16)"),
         ({"fingerprint": "sha256:0123456789"}, "mine (01234567)"),
-        ({"templates": ("a {}",)}, "mine"),
+        ({"templates": ("a {}",)}, "mine (templates 'a {}')"),
+        ({"preprocess": {"size": 224, "crop_pct": 0.875}}, "mine (crop_pct 0.875)"),
     ],
 )
 def test_models_that_answer_differently_are_not_merged(changes: dict[str, Any], label: str) -> None:
