@@ -10,7 +10,9 @@ does the text tower, which runs once for each label and not for each image.
 
 from __future__ import annotations
 
+import io
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ def quantise(source: Path, path: Path, crops: np.ndarray, *, identity: str) -> N
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     large = source.with_name(f"{source.name}.data").exists()
-    with tempfile.TemporaryDirectory() as scratch:
+    # onnxruntime prints a line for every batch that it calibrates on
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
         prepared = Path(scratch) / source.name
         quant_pre_process(source, prepared, save_as_external_data=large, all_tensors_to_one_file=large)
         quantize_static(

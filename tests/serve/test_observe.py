@@ -33,6 +33,7 @@ from serve import Settings, create_app
 from serve.logs import JsonFormatter, TextFormatter, choose_id, request_id
 from serve.observe import observation
 from serve.tracing import Tracing, otlp
+from tests.docs.pages import to_run
 
 Image = Callable[..., bytes]
 Serving = Callable[[FastAPI], AbstractContextManager[Any]]
@@ -291,8 +292,7 @@ def test_what_tracing_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_commands_of_the_page(client: httpx.Client) -> None:
-    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
-    blocks = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "curl" in block]
+    blocks = [block.script for block in to_run("docs/observability.md") if "curl" in block.script]
     assert len(blocks) == 1
     script = blocks[0].replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))
     done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, timeout=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from digpt.engine import Engine
 from digpt.runtime.fake import FakeRuntime
+from serve.cli import ServeConfig
 from serve.keys import Keys
+from tests.docs.pages import to_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
-SHELL = [
-    line for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE) for line in block.splitlines()
-]
-PYTHON = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = to_run("docs/serving.md")
+SHELL = [line for block in BLOCKS if block.language == "sh" for line in block.script.splitlines()]
+PYTHON = [block.text for block in BLOCKS if block.language == "python"]
 KEY, ADMIN_KEY = "user-key-0123456789", "admin-key-0123456789"
 
 
@@ -47,7 +50,13 @@ def test_the_curl_lines(servers: tuple[Any, Any]) -> None:
     assert curl is not None, "curl is one of the system's packages"
     lines = [line for line in SHELL if line.startswith("curl ")]
     assert len(lines) > 15
-    assert [line for line in SHELL if not line.startswith(("curl ", "python -m serve"))] == []
+    started = [shlex.split(line, comments=True)[3:] for line in SHELL if line.startswith("python -m serve ")]
+    assert len(lines) + len(started) == len(SHELL)
+    assert [tyro.cli(ServeConfig, args=arguments).allow_url_host for arguments in started] == [
+        (),
+        ("images.example.org",),
+    ]
+    assert {block.language for block in BLOCKS} == {"sh", "python"}
     for line in lines:
         client = servers["KEY" in line]
         command = line.replace(ADDRESS, address(client)).replace("curl ", "curl --fail-with-body --noproxy '*' ", 1)

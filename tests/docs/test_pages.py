@@ -1,0 +1,153 @@
+"""Every command and snippet of the documentation is run, or the page says in a comment why it is not.
+
+A new page needs nothing here: it is run as it stands. ``SHORTER`` makes long commands short, and gives a page what it
+takes for granted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, RUN, SHOWN, Scratch, blocks_in, blocks_of, extended, pages, to_run
+
+# What a reason may begin with: things that a machine of two cores without a network does not have.
+REASONS = (
+    "needs a GPU",
+    "needs a cluster",
+    "needs Docker",
+    "needs several machines",
+    "needs the network",
+    "needs data",
+    "takes hours",
+    "takes 8 GB",
+    "changes this checkout",
+    "never ends",
+)
+# Pages that a test of their own runs, with answers that it knows.
+ELSEWHERE = {
+    "docs/bulk.md": "tests/docs/test_bulk.py",
+    "docs/serving.md": "tests/serve/test_serving_page.py",
+    "docs/tutorial.md": "tests/docs/test_tutorial.py",
+    "docs/how-to/add-a-backend.md": "tests/docs/test_extensions.py",
+    "docs/how-to/add-a-benchmark.md": "tests/docs/test_extensions.py",
+    "docs/how-to/add-a-teacher.md": "tests/docs/test_extensions.py",
+}
+
+
+@dataclass(frozen=True)
+class Shorter:
+    """Options that end a page's commands early, and a script that makes what the page says is there."""
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    before: str = ""
+
+
+STEPS = {f"-m train.{name}": "--steps 2" for name in ("pretrain", "finetune", "zeroshot", "segment")}
+EVALUATION = {f"-m evaluate.{name}": "--limit 8" for name in ("robustness", "zeroshot", "knn", "segmentation")}
+EXPORT = {"-m export": "--parity-images 64"}
+PRETRAINED = "python -m train.pretrain --steps 2\n"
+TUNED = "mkdir -p runs/zeroshot && cp digpt/bundled/emoji-tiny/ckpt.pt runs/zeroshot\n"
+EXPORTED = "python -m export bundled --to onnx --output runs/onnx --parity-images 64\n"
+SHORTER = {
+    "README.md": Shorter(
+        STEPS
+        | EXPORT
+        | {"-m evaluate.robustness": "--limit 8 --output runs/robustness", "-m train.ablate": "--steps 2"},
+        "python -m evaluate.robustness bundled --limit 8 --output runs/torch\n"
+        "python -m evaluate.robustness bundled --limit 8 --output runs/again\n"
+        "python -m evaluate.compare runs/torch runs/again --same --output runs/drift\n",
+    ),
+    "docs/evaluation.md": Shorter(
+        EVALUATION, EXPORTED + "python -m evaluate.robustness runs/onnx --limit 8 --output runs/robustness\n"
+    ),
+    "docs/export.md": Shorter({"-m export": "--overwrite"}, TUNED),
+    "docs/how-to/deploy.md": Shorter(EXPORT | {"-m evaluate.robustness": "--limit 8"}),
+    "docs/how-to/embed-a-billion.md": Shorter(EXPORT),
+    "docs/how-to/evaluate-my-checkpoint.md": Shorter(
+        {
+            "-m train.finetune": "--steps 60",
+            "-m evaluate.robustness bundled --data folder:my-pictures --output": "--limit 40",
+            "-m evaluate.robustness runs/mine/ckpt.pt": "--limit 40",
+        }
+    ),
+    "docs/how-to/reproduce.md": Shorter(STEPS | EVALUATION),
+    "docs/model-cards.md": Shorter(EXPORT | EVALUATION),
+    "docs/observability.md": Shorter({"-m benchmarks.observe": "--requests 50 --rounds 1"}),
+    "docs/passport.md": Shorter(EXPORT | EVALUATION),
+    "docs/results.md": Shorter(EVALUATION, PRETRAINED),
+    "docs/segmentation.md": Shorter(STEPS | EVALUATION, PRETRAINED + "cp examples/images/rocket.png street.jpg\n"),
+}
+RUN_HERE = [page for page in pages() if to_run(page) and page not in ELSEWHERE]
+COMMAND = re.compile(r"^(\$ |python3? |make |curl |pip |docker |kubectl |git )", re.MULTILINE)
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    wrong = []
+    for page in pages():
+        for block in blocks_of(page):
+            where = f"{page}:{block.line}"
+            if block.reason is not None and not block.reason.startswith(REASONS):
+                wrong.append(f"{where}: a reason begins with one of REASONS, not {block.reason!r}")
+            elif block.language not in RUN + SHOWN:
+                wrong.append(f"{where}: the language {block.language!r} is neither run nor shown")
+            elif block.language == "" and COMMAND.search(block.text):
+                wrong.append(f"{where}: commands without a language are not run: call it sh or console")
+            elif block.language == "console" and block.reason is None and not block.script:
+                wrong.append(f"{where}: a console without a line after $")
+    assert wrong == []
+
+
+def test_every_comment_stands_on_a_block() -> None:
+    """One that slipped away from its block excuses nothing."""
+    for page in pages():
+        comments = re.findall(r"^ *<!-- not run:", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert sum(block.reason is not None for block in blocks_of(page)) == len(comments), page
+
+
+@pytest.mark.parametrize("page", ELSEWHERE)
+def test_pages_that_are_run_elsewhere_are(page: str) -> None:
+    assert to_run(page)
+    assert Path(page).name in (ROOT / ELSEWHERE[page]).read_text(encoding="utf-8")
+
+
+def test_blocks_are_read_with_their_reasons() -> None:
+    indented = "1. x\n\n   <!-- not run: needs a GPU -->\n   ```console\n   $ d\n   e\n   ```\n"
+    text = "A\n```sh\na \\\n  b\nc\n```\n" + indented + "```json\n{}\n```\n"
+    first, second, third = blocks_in(text)
+    assert (first.line, first.language, first.script, first.reason) == (2, "sh", "a    b\nc\n", None)
+    assert (second.line, second.text, second.script, second.reason) == (10, "$ d\ne\n", "d\n", "needs a GPU")
+    assert (third.language, third.text) == ("json", "{}\n")
+
+
+def test_options_go_to_the_end_of_their_command() -> None:
+    options = {"-m train.pretrain": "--steps 2", "-m export": "--limit 8"}
+    script = "python -m train.pretrain b16 && python -m train.segment x  # a\npython -m train.pretrain  # b\n"
+    assert extended(script, options) == (
+        "python -m train.pretrain b16 --steps 2 && python -m train.segment x  # a\n"
+        "python -m train.pretrain --steps 2  # b\n"
+    )
+    assert extended("python -m export.card x | tee y\npython -m export x | tee y\n", options) == (
+        "python -m export.card x | tee y\npython -m export x --limit 8 | tee y\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", RUN_HERE)
+def test_a_page_runs_as_it_stands(page: str, tmp_path: Path) -> None:
+    shorter = SHORTER.get(page, Shorter())
+    scratch = Scratch(tmp_path)
+    try:
+        if "folder:my-pictures" in "".join(block.text for block in to_run(page)):
+            scratch.run(next(block for block in to_run("docs/tutorial.md") if block.language == "python"))
+        scratch.run(blocks_in(f"```sh\n{shorter.before}```\n")[0])
+        scratch.options = shorter.options
+        for block in to_run(page):
+            scratch.run(block)
+    finally:
+        scratch.close()
