@@ -31,6 +31,9 @@ REASONS = (
 # Pages that a test of their own runs, with answers that it knows.
 ELSEWHERE = {
     "docs/bulk.md": "tests/docs/test_bulk.py",
+    "docs/examples.md": "tests/examples/test_page.py",
+    "docs/explanation/objective.md": "tests/docs/test_explanations.py",
+    "docs/explanation/protocols.md": "tests/docs/test_explanations.py",
     "docs/serving.md": "tests/serve/test_serving_page.py",
     "docs/tutorial.md": "tests/docs/test_tutorial.py",
     "docs/how-to/add-a-backend.md": "tests/docs/test_extensions.py",
