@@ -32,7 +32,6 @@ REASONS = (
 ELSEWHERE = {
     "docs/bulk.md": "tests/docs/test_bulk.py",
     "docs/examples.md": "tests/examples/test_page.py",
-    "docs/explanation/objective.md": "tests/docs/test_explanations.py",
     "docs/explanation/protocols.md": "tests/docs/test_explanations.py",
     "docs/serving.md": "tests/serve/test_serving_page.py",
     "docs/tutorial.md": "tests/docs/test_tutorial.py",
