@@ -59,7 +59,7 @@ class Connection:
         """Send the request once and note what came back."""
         began = time.perf_counter()
         try:
-            if self._streams is None:
+            if self._streams is None or self._streams[0].at_eof():  # a server may close what is idle
                 await self.open()
             assert self._streams is not None
             reader, writer = self._streams
