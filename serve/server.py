@@ -31,9 +31,7 @@ OTHER: Any = object()  # a connection that is not HTTP
 
 KEEP_ALIVE_S = 5  # without a request
 HEADERS_S = 10  # for a request's headers, from the connection's beginning or its last answer's end
-CROWDED_S = (
-    3  # the same (clients give up idle connections after 2) while more than half of all allowed connections are open
-)
+CROWDED_S = 3  # the same while more than half of all allowed connections are open; clients give idle ones up after 2
 GRACE_S = 5  # beyond the deadline, and for answers on their way when everything accepted has been answered
 
 
