@@ -25,6 +25,7 @@ from digpt.preprocess import DecodeLimits
 from serve.api import create_app
 from serve.keys import Keys
 from serve.logs import LogFormat, configure
+from serve.process import spin_briefly
 from serve.registry import Loader
 from serve.routes import PASSPORT_PATH
 from serve.security import DEMO_PATH
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: ServeConfig) -> int:
+    spin_briefly()
     keys = Keys.read(os.environ, config.keys_file)
     available = loaders(config)
     engines = load_engines(config)

@@ -29,8 +29,8 @@ from digpt.errors import BackendError, ConfigError, MissingDependencyError, near
 from digpt.runtime import absolute_spec
 from serve.api import create_app
 from serve.cli import GROUPS, STOPPED, ServeConfig, load_engines, split_model
-from serve.heap import settle
 from serve.keys import Keys
+from serve.process import settle, spin_briefly
 from serve.server import patience_s
 from serve.tracing import otlp
 from serve.watchdog import prove
@@ -166,6 +166,7 @@ def replica(config: RayConfig, keys: Keys | None = None) -> FastAPI:
     Raises:
         DigptError: a model cannot be loaded, or does not reproduce its golden embeddings; Ray's status shows it.
     """
+    spin_briefly()
     engines = load_engines(config)
     for engine in engines.values():
         prove(engine)

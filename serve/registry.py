@@ -16,8 +16,8 @@ from digpt.engine import Engine
 from digpt.errors import DigptError, near_misses
 from serve.documents import errors
 from serve.errors import ConflictError, UnknownModelError
-from serve.heap import settle
 from serve.keys import require_admin
+from serve.process import settle
 from serve.schemas import AbsentCard
 from serve.service import AbsentModel, ServedModel, Service
 from serve.watchdog import prove

@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from serve.heap import settle
+from serve.process import settle
 from serve.service import Service
 from serve.settings import Settings
 

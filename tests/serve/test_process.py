@@ -1,14 +1,15 @@
-"""What the garbage collector is spared, and what it must find all the same."""
+"""What the garbage collector is spared, and must find all the same; what OpenMP is told."""
 
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from serve.heap import THRESHOLDS, settle
+from serve.process import SPINS, THRESHOLDS, settle, spin_briefly
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +43,19 @@ def test_a_model_that_went_is_found_although_it_was_frozen() -> None:
     assert gone() is not None  # the control: frozen, it is not looked at
     settle()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_openmp_is_told_unless_somebody_did(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spins: str | None
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that whatever is set here is undone
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    spin_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
