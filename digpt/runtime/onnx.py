@@ -110,8 +110,8 @@ def _providers(onnxruntime: Any, device: str) -> list[Any]:
         raise BackendError(f"--device {device} needs an NVIDIA GPU and its driver, and none is here; use --device cpu.")
     if (stated := os.environ.get(_TF32, "0")) != "0":
         raise BackendError(
-            f"{_TF32}={stated} lets NVIDIA's libraries compute float32 in TF32, and this engine promises float32: unset "
-            "it, or use --device cpu."
+            f"{_TF32}={stated} lets NVIDIA's libraries compute float32 in TF32, and this engine promises float32: "
+            "unset it, or use --device cpu."
         )
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
     if device == "tensorrt":
