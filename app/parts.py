@@ -88,7 +88,8 @@ def told(error: DigptError) -> gr.Error:
 def picture_input(label: str, height: int) -> gr.Image:
     """An image input that hands on the uploaded file untouched: the engine's decoder reads it, as behind every door."""
     image = gr.Image(label=label, sources=["upload", "clipboard"], height=height, type="filepath")
-    # On the instance: for a subclass of a component Gradio writes a .pyi file beside this one.
+    # On the instance: for a subclass of a component Gradio writes a .pyi file beside this one. (image_mode=None hands
+    # on the file as well, but Pillow opens it first, and refuses in words of its own.)
     image.preprocess = lambda payload: None if payload is None else str(payload.path)  # type: ignore[method-assign]
     return image
 

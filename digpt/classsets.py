@@ -40,9 +40,9 @@ def default_cache_dir() -> Path:
 class ClassMatrixCache:
     """Text embeddings of class sets as files of ``directory`` (default: ``default_cache_dir()``), one per set.
 
-    The key is the content: labels, templates, the model's fingerprint, and the backend and precision that computed
-    them. A file that is missing, damaged or of another key is computed anew and replaced. Where nothing can be
-    written, matrices are computed every time and a warning is logged. Several processes may share a directory.
+    The key is the content: labels, templates, the model's fingerprint, and the backend, precision and engine file
+    that computed them. A file that is missing, damaged or of another key is computed anew and replaced. Where nothing
+    can be written, matrices are computed every time and a warning is logged. Several processes may share a directory.
     Of a running server nothing is kept or taken: its own text tower is measured, and need not be believed later.
     """
 
@@ -73,6 +73,7 @@ class ClassMatrixCache:
         """Where the matrix of these unique ``labels`` lies, whether it is there or not."""
         info = engine.info
         content = [class_set_hash(labels, templates, info.fingerprint), info.backend, info.precision]
+        content += [info.engine] if info.engine else []
         return self.directory / f"{hashlib.sha256(canonical_json(content)).hexdigest()}.npz"
 
 

@@ -20,7 +20,7 @@ import tyro
 
 COMMAND_LINE = re.compile(r" *(python|accelerate|serve) \S")
 INDENT, COLUMN = 2, 24  # where an option and its text begin
-WIDEST = 100
+NARROWEST, WIDEST = 40, 100
 KINDS = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 
 
@@ -104,8 +104,8 @@ def documented(options: type[Any]) -> dict[str, str]:
 
 
 def page(about: Page, entries: Sequence[Entry]) -> str:
-    """The whole help, no line wider than the terminal or 100 characters."""
-    width = min(shutil.get_terminal_size().columns, WIDEST)
+    """The whole help, no line wider than the terminal (of 40 characters at least) or 100 characters."""
+    width = max(NARROWEST, min(shutil.get_terminal_size().columns, WIDEST))
     purpose, examples, notes = _parts(about.about)
     lines = [*_wrapped(usage(about, entries), width, "  "), "", *_wrapped(purpose, width)]
     if examples:

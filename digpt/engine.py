@@ -37,7 +37,7 @@ from digpt.runtime.base import (
     no_text,
 )
 from digpt.runtime.golden import GoldenReport, check_golden
-from digpt.text import TEXT_BATCH, class_embeddings, class_set_hash
+from digpt.text import TEXT_BATCH, class_embeddings, class_set_hash, kept_unit
 from digpt.text import normalize as unit_rows
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ class Engine:
     @staticmethod
     def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine of every row of ``a`` ``[A,D]`` with every row of ``b`` ``[B,D]``: float32 ``[A,B]``."""
-        return unit_rows(a) @ unit_rows(b).T
+        return unit_rows(a) @ kept_unit(b).T
 
     def cache_stats(self) -> dict[str, dict[str, int]]:
         """Hits, misses, entries, weight and capacity of the ``texts`` and ``class_matrices`` caches."""

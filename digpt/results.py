@@ -23,7 +23,7 @@ from digpt.artifact import atomic_json, canonical_json
 from digpt.errors import DataError
 from digpt.runtime.base import RuntimeInfo
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RESULTS_NAME = "results.json"
 
 _FINGERPRINT = r"^sha256:[0-9a-f]{64}$"
@@ -62,7 +62,8 @@ class Result:
 class ModelRef:
     """The model that was asked; its preprocessing and templates stand here, for they are not the protocol's.
 
-    ``classifier`` is what answered for the classes: ``linear head``, ``zero-shot``, or None where none did.
+    ``classifier`` is what answered for the classes: ``linear head``, ``zero-shot``, or None where none did. ``engine``
+    is the hash of an artifact's files that computed; None where the weights did, and before version 3.
     """
 
     __pydantic_config__ = _STRICT
@@ -76,6 +77,7 @@ class ModelRef:
     preprocess: dict[str, Any]
     templates: tuple[str, ...]
     classifier: str | None
+    engine: str | None = None
 
     @classmethod
     def of(cls, info: RuntimeInfo, classifier: str | None = None) -> ModelRef:
@@ -90,6 +92,7 @@ class ModelRef:
             preprocess=info.preprocess.to_dict(),
             templates=tuple(info.templates) if info.has_text else (),
             classifier=classifier,
+            engine=info.engine,
         )
 
 
@@ -159,8 +162,9 @@ def from_json(values: object, source: str = "The results document") -> ResultsDo
         raise DataError(f"{source} is no results document: it has no schema_version.")
     if version > SCHEMA_VERSION:
         raise DataError(f"{source} has schema version {version}, this program reads up to {SCHEMA_VERSION}; update it.")
-    if version < 2:
-        values = _from_version_1(cast(Mapping[str, Any], values))
+    if version < SCHEMA_VERSION:
+        older = cast(Mapping[str, Any], values)
+        values = {**(_from_version_1(older) if version < 2 else older), "schema_version": SCHEMA_VERSION}
     try:
         document = _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -171,7 +175,7 @@ def from_json(values: object, source: str = "The results document") -> ResultsDo
     return document
 
 
-def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+def _from_version_1(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Version 1 named top-1 and top-5 after their classifier, which stands with the model since."""
     rows, model = values.get("results"), values.get("model")
     if isinstance(rows, list) and isinstance(model, Mapping):
@@ -182,8 +186,8 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
             for row in rows
         ]
         asked = any(row != before for row, before in zip(renamed, rows, strict=True))
-        values = {**values, "results": renamed, "model": {"classifier": "zero-shot" if asked else None, **model}}
-    return {**values, "schema_version": SCHEMA_VERSION}
+        return {**values, "results": renamed, "model": {"classifier": "zero-shot" if asked else None, **model}}
+    return values
 
 
 def write_results(document: ResultsDocument, path: str | Path) -> Path:

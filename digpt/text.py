@@ -209,6 +209,16 @@ def normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(embeddings / np.maximum(norm, 1e-12), dtype=np.float32)
 
 
+def kept_unit(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As `normalize`, but rows that all have unit length within 5e-7 are returned as they are, not copied.
+
+    Seeing that a class matrix is of unit rows takes about a tenth of the time of dividing it by its norms again.
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float32)
+    squares = np.einsum("nd,nd->n", embeddings, embeddings)
+    return embeddings if bool((np.abs(squares - 1) <= 1e-6).all()) else normalize(embeddings)
+
+
 @dataclass(frozen=True)
 class ClassSet:
     """Labels and their embeddings under one model: ``matrix`` is float32 ``[C, D]`` of unit length."""

@@ -280,16 +280,27 @@ def _shown(value: Any) -> str:
 
 
 def _refuse_other(found: dict[str, Any], wanted: dict[str, Any], root: Path) -> None:
-    """A store answers one question of one model; where the model lies does not matter."""
+    """A store answers one question of one model; where the model lies does not matter.
+
+    An earlier version recorded no engine file: its store goes on, and goes on saying nothing of it.
+    """
+    if "engine" not in found["model"]:
+        found["model"]["engine"] = wanted["model"]["engine"] = None
     for header in (found, wanted):
         header["model"] = {**header["model"], "spec": wanted["model"]["spec"], "name": wanted["model"]["name"]}
-    lines = sorted(differences(found, wanted), key=_is_consequence)
+    differing = sorted(differences(found, wanted), key=_is_consequence)
+    lines = [line for line in differing if not line.startswith("model.engine:")]  # it differs where anything does
     if lines and all(_is_fingerprint_of_images(line) for line in lines):
         cells = found["cells"], wanted["cells"]
         changed = next((cell for cell in cells[1] if cells[0][cell] != cells[1][cell]), "a set")
         raise ConfigError(
             f"{root} holds answers about other files: those of {changed} were added, removed or changed since (names, "
             "labels or sizes). Give another --output, or --overwrite to begin again."
+        )
+    if differing and not lines:
+        raise ConfigError(
+            f"{root} holds the answers of another build of the engine: the model was exported again since. "
+            "Give another --output, or --overwrite to begin again."
         )
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""

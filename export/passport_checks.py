@@ -17,7 +17,7 @@ from digpt.lineage import MOST_PARENTS
 from digpt.results import Result
 from digpt.results_table import format_value
 from export.facts import UNKNOWN_LICENSE
-from export.passport_records import Records
+from export.passport_records import EngineDrift, Records
 
 State = Literal["passed", "failed", "measured", "recorded", "missing"]
 WORDS: dict[State, str] = {
@@ -128,15 +128,26 @@ def _accuracy(records: Records) -> Check:
 def _engine(records: Records) -> Check:
     name, own = "On the engine that runs", records.backend
     measured = list(dict.fromkeys(document.model.backend for document in records.documents))
-    if own in measured:
+    builds = {records.build(own, d.model.engine) for d in records.documents if d.model.backend == own}
+    if "this" in builds:
         others = [engine for engine in measured if engine != own]
         said = f"Figures are of {own}, which runs when no other is asked for"
         return Check(name, "measured", said + (f", and of {', '.join(others)}." if others else "."))
+    if builds:
+        return _not_this_build(name, f"The figures of {own}", "unknown" in builds)
     if not measured:
         return Check(name, "missing", f"{own} runs when no other is asked for; nothing of it was measured.")
     return Check(
         name, "missing", f"The figures are of {', '.join(measured)}, but {own} runs unless another is asked for."
     )
+
+
+def _not_this_build(name: str, what: str, unknown: bool) -> Check:
+    if unknown:
+        said = f"{what} do not say which build of the engine answered, as evaluations did before they recorded it."
+        return Check(name, "missing", f"{said} Evaluate again.", "not recorded")
+    said = f"{what} were measured on another build of the engine than the one that runs. Evaluate again."
+    return Check(name, "missing", said, "another build")
 
 
 def _corruptions(records: Records) -> Check:
@@ -179,10 +190,23 @@ def _drift(records: Records) -> Check:
     name, own, drift = "Drift between engines", records.backend, records.drift
     if drift is None or not drift.engines:
         return Check(name, "missing", "Not given; evaluate.compare --same compares engines answer by answer.")
+    builds = {engine.backend: records.build(engine.backend, engine.build) for engine in drift.engines}
     reference = str(drift.reference.get("backend"))
-    drifted = [engine.backend for engine in drift.engines if not engine.passed]
-    steady = [engine.backend for engine in drift.engines if engine.passed and engine.decided]
-    unclear = [engine.backend for engine in drift.engines if engine.passed and not engine.decided]
+    builds.setdefault(reference, records.build(reference, drift.reference.get("engine")))
+    engines = [engine for engine in drift.engines if builds[engine.backend] != "other"]
+    if builds.get(own) == "other" or not engines:
+        return _not_this_build(name, "The answers compared", False)
+    check = _drifted(records, reference, engines)
+    if check.state == "passed" and builds[own] == "unknown":
+        return _not_this_build(name, "The answers compared", True)
+    return check
+
+
+def _drifted(records: Records, reference: str, engines: list[EngineDrift]) -> Check:
+    name, own = "Drift between engines", records.backend
+    drifted = [engine.backend for engine in engines if not engine.passed]
+    steady = [engine.backend for engine in engines if engine.passed and engine.decided]
+    unclear = [engine.backend for engine in engines if engine.passed and not engine.decided]
     asked = {reference, *drifted, *steady, *unclear}
     told = [f"{', '.join(drifted)} drifted from {reference}"] * bool(drifted)
     if steady:

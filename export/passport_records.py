@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from digpt.errors import DataError
 from digpt.exhibits import Exhibits, read_exhibits
+from digpt.manifest import engine_hash
 from digpt.results import Result, ResultsDocument, read_results
 from digpt.results_table import swept
 from digpt.shift import Shift
@@ -23,6 +24,7 @@ from export.facts import Facts
 
 DRIFT_NAME = "drift.json"
 ACCURACIES = ("top1", "miou", "probe_top1")  # what a set is summed up by, the first that it has; else kNN
+Build = Literal["this", "other", "unknown"]
 _LENIENT = ConfigDict(extra="ignore")
 
 
@@ -45,6 +47,11 @@ class EngineDrift:
     @property
     def backend(self) -> str:
         return str(self.model.get("backend"))
+
+    @property
+    def build(self) -> str | None:
+        """The hash of its file, None where the comparison was made before results recorded it."""
+        return self.model.get("engine")
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,14 @@ class Records:
     def backend(self) -> str:
         """The engine that runs when none is asked for; torch for a checkpoint."""
         return str(self.facts.manifest.get("backend") or "torch")
+
+    def build(self, backend: str, engine: str | None) -> Build:
+        """Whether the engine file that answered, by its hash, is the one in here; earlier results do not say."""
+        if backend not in (self.facts.engines or {}):
+            return "this"
+        if engine is None:
+            return "unknown"
+        return "this" if engine == engine_hash(self.facts.manifest, backend) else "other"
 
     @property
     def sweeps(self) -> list[tuple[ResultsDocument, str]]:

@@ -19,6 +19,7 @@ CARD: dict[str, Any] = {
     "fingerprint": FINGERPRINT,
     "backend": "torch",
     "precision": "fp32",
+    "engine": None,
     "providers": ["cpu"],
     "dim": 192,
     "preprocess": {"size": 64, "resize": "squash", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},

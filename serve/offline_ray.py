@@ -8,9 +8,10 @@ process died, is written again under its name. Input and output must lie where e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from digpt.errors import ConfigError, DataError, MissingDependencyError
+from digpt.errors import BackendError, ConfigError, DataError, DigptError, MissingDependencyError
 from serve.offline_embed import PartWriter
 from serve.offline_inputs import open_inputs
 from serve.offline_parts import Job, Parts
@@ -20,9 +21,17 @@ if TYPE_CHECKING:
 
 
 class EmbedParts:
-    """What a process of the cluster does: open the input and the model once, then write the parts that it is given."""
+    """What a process of the cluster does: open the input and the model once, then write the parts that it is given.
+
+    What goes wrong is answered as a sentence: Ray would wrap an exception in its own, with the tracebacks of both.
+    """
 
     def __init__(self, config: OfflineConfig, parts: Parts) -> None:
+        self._config, self._parts = config, parts
+
+    @cached_property
+    def _writer(self) -> PartWriter:
+        config, parts = self._config, self._parts
         inputs = open_inputs(config.input, config.column)
         engine = config.load()
         engine.verify_golden().raise_for_failure()
@@ -32,11 +41,15 @@ class EmbedParts:
                 f"A process of the Ray cluster sees another input or model in {config.input} and {config.model} than "
                 "the machine where the command was given; put both where every machine sees the same."
             )
-        self._writer = PartWriter(engine, inputs, parts, config.workers)
+        return PartWriter(engine, inputs, parts, config.workers)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        written = list(self._writer.write([int(part) for part in batch["part"]]))
-        return {"part": [part for part, _ in written], "seconds": [seconds for _, seconds in written]}
+        numbers = [int(part) for part in batch["part"]]
+        try:
+            written = dict(self._writer.write(numbers))
+        except (DigptError, OSError) as error:
+            return {"part": numbers, "seconds": [0.0] * len(numbers), "error": [str(error)] * len(numbers)}
+        return {"part": list(written), "seconds": list(written.values()), "error": [""] * len(written)}
 
 
 def write_with_ray(config: OfflineConfig, parts: Parts, missing: Sequence[int]) -> Iterator[tuple[int, float]]:
@@ -46,6 +59,7 @@ def write_with_ray(config: OfflineConfig, parts: Parts, missing: Sequence[int]) 
 
     Raises:
         MissingDependencyError: Ray is not installed.
+        BackendError: what went wrong in a process of the cluster.
     """
     if not missing:
         return
@@ -67,6 +81,8 @@ def write_with_ray(config: OfflineConfig, parts: Parts, missing: Sequence[int]) 
         num_gpus=gpus_each(config, ray.cluster_resources()),
     )
     for row in written.iter_rows():
+        if row["error"]:
+            raise BackendError(row["error"])
         yield int(row["part"]), float(row["seconds"])
 
 

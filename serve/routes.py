@@ -149,6 +149,7 @@ def card(model: ServedModel, settings: Settings) -> ModelCard:
         fingerprint=info.fingerprint,
         backend=info.backend,
         precision=info.precision,
+        engine=info.engine,
         providers=list(info.providers),
         dim=info.dim,
         preprocess=info.preprocess.to_dict(),

@@ -183,6 +183,7 @@ class ModelCard(BaseModel):
     fingerprint: str
     backend: str
     precision: str
+    engine: str | None
     providers: list[str]
     dim: int
     preprocess: dict[str, Any]

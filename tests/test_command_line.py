@@ -166,6 +166,17 @@ def test_the_help_of_a_sample(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert defaults["--seed, --of INT"] == "7"
 
 
+@pytest.mark.parametrize("columns", ["1", "20"])
+def test_a_terminal_too_narrow_for_the_help_gets_40_columns(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as stopped:
+        COMMAND.parse(Sample, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not stopped.value.code and max(map(len, lines)) <= 40 and "  --limit INT             At most so" in lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

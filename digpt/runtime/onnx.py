@@ -22,6 +22,7 @@ from digpt.runtime.graph import IDENTITY_KEY, Graph, GraphRuntime
 _ERROR = 3  # onnxruntime's severity; below it come notes about nodes and devices that say nothing to a user
 _DEVICES = ("auto", "cpu", "cuda", "cuda:N", "tensorrt")
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_TF32 = "NVIDIA_TF32_OVERRIDE"
 _TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")  # what onnxruntime's own library is linked with
 
 
@@ -97,7 +98,8 @@ def _providers(onnxruntime: Any, device: str) -> list[Any]:
     """onnxruntime's list for ``device``, the one to be used first; ``auto`` never names one that has no driver.
 
     TF32 keeps 10 bits of mantissa, and the engine says fp32: it is off. The CUDA provider has an option for that, the
-    TensorRT provider has none; NVIDIA's libraries obey the variable where they are loaded after it is set.
+    TensorRT provider has none; NVIDIA's libraries obey the variable where they are loaded after it is set. A value of
+    the user's other than 0 is refused, for it stands above what a program asks for.
     """
     if device == "cpu" or (device == "auto" and not (_offers(onnxruntime, _CUDA) and _has_cuda_driver())):
         return [_CPU]
@@ -106,10 +108,15 @@ def _providers(onnxruntime: Any, device: str) -> list[Any]:
         raise BackendError(f"This onnxruntime has no {wanted}: install onnxruntime-gpu, or use --device cpu.")
     if not _has_cuda_driver():
         raise BackendError(f"--device {device} needs an NVIDIA GPU and its driver, and none is here; use --device cpu.")
+    if (stated := os.environ.get(_TF32, "0")) != "0":
+        raise BackendError(
+            f"{_TF32}={stated} lets NVIDIA's libraries compute float32 in TF32, and this engine promises float32: "
+            "unset it, or use --device cpu."
+        )
     onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed
     if device == "tensorrt":
         _preload_tensorrt()
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        os.environ[_TF32] = "0"
     cuda = (_CUDA, {"use_tf32": "0", "device_id": device.partition(":")[2] or "0"})
     return [_TENSORRT, cuda, _CPU] if device == "tensorrt" else [cuda, _CPU]
 

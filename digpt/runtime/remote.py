@@ -332,6 +332,7 @@ def _info(spec: str, card: Mapping[str, Any], threads: int | None) -> RuntimeInf
         templates=tuple(card["templates"]),
         head=card["head"],
         segment_crop=card["segment_crop"],
+        engine=card.get("engine"),  # servers before it was told say nothing
         abstain=AbstainRule.from_dict(abstain) if (abstain := card.get("abstain")) else None,
         threads=threads,
         providers=tuple(card["providers"]),

@@ -106,6 +106,7 @@ def test_the_order_of_the_labels_is_kept(tmp_path: Path) -> None:
     [
         ({"fingerprint": "sha256:other"}, LABELS, PROMPTS),
         ({"backend": "onnx"}, LABELS, PROMPTS),
+        ({"engine": "sha256:built"}, LABELS, PROMPTS),
         ({"precision": "fp16"}, LABELS, PROMPTS),
         ({}, [*LABELS, "cat"], PROMPTS),
         ({}, LABELS, PROMPTS[:1]),

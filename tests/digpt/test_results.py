@@ -56,7 +56,7 @@ def test_round_trip_and_key_order(document, tmp_path):
     values = json.loads(path.read_text())
     assert list(values) == ["schema_version", "model", "protocol", "results"]
     assert list(values["model"])[:3] == ["spec", "fingerprint", "backend"]
-    assert values["schema_version"] == 2
+    assert values["schema_version"] == 3
     assert values["results"][0] == {
         "dataset": "emoji",
         "split": "flat",
@@ -92,7 +92,7 @@ def edited(document: ResultsDocument, *path: str | int, value: object = None, dr
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 3, "schema version 3, this program reads up to 2; update"),
+        (("schema_version",), 4, "schema version 4, this program reads up to 3; update"),
         (("schema_version",), 0, "no results document"),
         (("schema_version",), None, "no results document"),
         (("results", 1, "value"), float("nan"), "results.1.value"),
@@ -227,6 +227,15 @@ def test_version_1_is_migrated(document):
     assert from_json(old) == document
     without = {**old, "results": old["results"][2:]}
     assert from_json(without).model.classifier is None
+
+
+def test_version_2_has_no_engine_file(document):
+    hashed = replace(document, model=ModelRef.of(replace(FakeRuntime().info, engine="sha256:e")))
+    assert from_json(to_json(hashed)).model.engine == "sha256:e"
+    old = to_json(document)
+    del old["model"]["engine"]
+    old["schema_version"] = 2
+    assert from_json(old) == document and document.model.engine is None
 
 
 def test_the_published_schema_is_the_one_in_force():

@@ -19,6 +19,7 @@ from digpt.text import (
     class_embeddings,
     class_set_hash,
     fill,
+    kept_unit,
     normalize,
     train_tokenizer,
 )
@@ -183,3 +184,15 @@ def test_class_set_hash_sees_everything() -> None:
         class_set_hash(["a"], ["b", "{}"], "sha256:1"),
     ]
     assert len({base.content_hash, *others}) == 5
+
+
+def test_unit_rows_are_kept_and_others_made_so() -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 768)).astype(np.float32)
+    unit = normalize(rows)
+    assert kept_unit(unit) is unit
+    np.testing.assert_allclose(kept_unit(unit), normalize(unit), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(kept_unit(rows), unit)
+    longer = unit.copy()
+    longer[17] *= 1.00001  # one row is enough
+    assert kept_unit(longer) is not longer and np.linalg.norm(kept_unit(longer)[17]) == pytest.approx(1, abs=1e-6)
+    assert not kept_unit(np.zeros((1, 4), np.float32)).any() and kept_unit(np.zeros((0, 4), np.float32)).shape == (0, 4)

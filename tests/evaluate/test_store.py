@@ -108,6 +108,22 @@ def test_another_question_or_model_is_refused(tmp_path, asked, of, message):
     assert Store.create(tmp_path / "store", suite(**asked), model(**of), overwrite=True).missing()
 
 
+def test_another_build_of_the_engine_is_refused_and_an_earlier_store_goes_on(tmp_path):
+    built = model(engine="sha256:one")
+    Store.create(tmp_path / "store", suite(), built).put("set/val", 0, answers())
+    assert document_of(Store.create(tmp_path / "store", suite(), built)).model.engine == "sha256:one"
+    with pytest.raises(ConfigError, match=r"another build of the engine: the model was exported again .*--overwrite"):
+        Store.create(tmp_path / "store", suite(), model(engine="sha256:other"))
+    with pytest.raises(ConfigError, match=r"model\.fingerprint: .*f\"\. Give"):  # where the other file comes from
+        Store.create(tmp_path / "store", suite(), model(engine="sha256:other", fingerprint="sha256:f"))
+    path = tmp_path / "store" / "store.json"
+    header = json.loads(path.read_text())
+    del header["model"]["engine"]
+    path.write_text(json.dumps(header))
+    for store in (Store.create(tmp_path / "store", suite(), built), Store.open(tmp_path)):
+        assert not store.missing() and document_of(store).model.engine is None  # who answered, it does not say
+
+
 def test_where_the_model_lies_does_not_matter(tmp_path):
     Store.create(tmp_path / "store", suite(), model())
     Store.create(tmp_path / "store", suite(), model(spec="elsewhere/ckpt.pt", name="elsewhere"))

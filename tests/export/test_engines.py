@@ -164,8 +164,10 @@ def test_openvino_runs_the_same_int8_file_in_int8(
     found, expected = live.embed(crops(16)), reference.embed(crops(16))
     assert row_cosine(found, expected).min() > 0.99 and np.abs(found - expected).max() > 1e-3
     np.testing.assert_allclose(live.embed_texts(["red apple"]), reference.embed_texts(["red apple"]), atol=2e-5)
-    monkeypatch.setattr("digpt.runtime.openvino.executed_precisions", lambda compiled: ("f32",))
-    with pytest.raises(BackendError, match="in f32, but openvino-int8 is int8"):
+    monkeypatch.setattr("digpt.runtime.openvino.executed_precisions", lambda compiled: {"f32": 25, "u8": 1})
+    with pytest.raises(
+        BackendError, match=r"1 of the 26 matrix .* \(openvino-int8\) in int8 \(25 in f32 and 1 in u8\)"
+    ):
         load_runtime(str(copied), "openvino-int8")
 
 

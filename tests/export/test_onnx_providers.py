@@ -82,6 +82,17 @@ def test_tensorrt_has_tf32_switched_off_by_the_variable_that_it_obeys(
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda", "tensorrt"])
+def test_a_users_own_tf32_is_refused_and_never_wins_silently(
+    driver: None, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    library = FakeOnnxruntime([TENSORRT, CUDA, CPU])
+    with pytest.raises(BackendError, match="NVIDIA_TF32_OVERRIDE=1 lets .* in TF32, .* promises float32: unset it"):
+        ask(monkeypatch, library, device)
+    assert ask(monkeypatch, library, "cpu") == ([CPU], False)  # no GPU, no TF32
+
+
 @pytest.mark.parametrize(("device", "used"), [("cuda", [CPU]), ("cuda:1", [CPU]), ("tensorrt", [CUDA, CPU])])
 def test_a_silent_change_of_provider_is_refused(
     driver: None, monkeypatch: pytest.MonkeyPatch, device: str, used: list[str]

@@ -15,6 +15,7 @@ import pytest
 
 from digpt.errors import ConfigError, DataError
 from digpt.exhibits import EXHIBITS_NAME, Exhibit, Exhibits, SetExhibits, SweepExhibits, picture_of, write_exhibits
+from digpt.manifest import engine_hash
 from digpt.passport import FINGERPRINT_META, MOST_BYTES, PASSPORT_NAME, read_passport
 from digpt.results import ModelRef, Result, ResultsDocument, with_fingerprint, write_results
 from digpt.sources import BUNDLED
@@ -35,6 +36,11 @@ def shown(
     return Exhibit(split, "1F34E.flat", label, given, right, 0.9123, PICTURES[picture])
 
 
+def engine_of(facts: Facts, backend: str) -> str | None:
+    """The hash of the engine file in there; torch has none."""
+    return engine_hash(facts.manifest, backend) if backend in facts.manifest.get("engines", {}) else None
+
+
 def document_of(facts: Facts, backend: str = "onnx", **protocol: Any) -> ResultsDocument:
     """One set with its calibration and a sweep of two corruptions."""
     rows = [
@@ -48,7 +54,8 @@ def document_of(facts: Facts, backend: str = "onnx", **protocol: Any) -> Results
         Result("emoji-c", "mean", "error", 0.615, (0.6, 0.63), 1000),
     ]
     model = {"spec": "x", "name": "tiny", "precision": "fp32", "has_text": True, "preprocess": {}, "templates": ("{}",)}
-    ref = ModelRef(**{**model, "fingerprint": facts.fingerprint, "backend": backend, "classifier": "zero-shot"})
+    model |= {"fingerprint": facts.fingerprint, "backend": backend, "engine": engine_of(facts, backend)}
+    ref = ModelRef(**{**model, "classifier": "zero-shot"})
     return ResultsDocument(model=ref, protocol=with_fingerprint({"name": "emoji", **protocol}), results=tuple(rows))
 
 
@@ -67,8 +74,9 @@ def exhibits_of(document: ResultsDocument, label: str = "red apple") -> Exhibits
 def drift_of(facts: Facts, *, passed: bool = True, backend: str = "onnx") -> dict[str, Any]:
     mean = {"dataset": "emoji-c", "split": "mean", "n": 1000, "reference": 0.6, "other": 0.615, "difference": 0.015}
     mean |= {"ci95": [0.01, 0.02], "changed": 17}
-    engine = {"engine": f"{backend} fp32", "model": {"backend": backend}, "passed": passed, "verdict": "as <rigged>"}
-    engine |= {"predictions_changed": 17, "predictions": 1000, "means": [mean], "cells": []}
+    engine = {"engine": f"{backend} fp32", "model": {"backend": backend, "engine": engine_of(facts, backend)}}
+    engine |= {"passed": passed, "verdict": "as <rigged>", "predictions_changed": 17, "predictions": 1000}
+    engine |= {"means": [mean], "cells": []}
     reference = {"backend": "torch", "fingerprint": facts.fingerprint}
     return {"schema_version": 1, "reference": reference, "protocol": {}, "passed": passed, "engines": [engine]}
 
@@ -345,6 +353,30 @@ def test_too_few_images_are_no_proof_of_no_drift(records: Records) -> None:
         (check,) = [one for one in checks_of(replace(records, drift=changed)) if one.name == "Drift between engines"]
         assert (check.state, check.word) == ("missing", "too few images")
         assert "too few images to tell" in check.said
+
+
+@pytest.mark.parametrize(
+    ("engine", "word", "said"),
+    [
+        ("sha256:" + "0" * 64, "another build", "measured on another build of the engine than the one that runs"),
+        (None, "not recorded", "do not say which build of the engine answered"),
+    ],
+)
+def test_another_build_of_the_engine_is_no_evidence(records: Records, engine: str | None, word: str, said: str) -> None:
+    """Same weights, same backend, another file: an export by another version."""
+    document, drift = records.documents[0], records.drift
+    assert drift is not None
+    older = replace(document, model=replace(document.model, engine=engine))
+    other = replace(drift.engines[0], model={**drift.engines[0].model, "engine": engine})
+    changed = replace(records, documents=[older], drift=replace(drift, engines=(other,)))
+    open_ = {check.name: check for check in checks_of(changed) if check.state == "missing"}
+    assert set(open_) == {"On the engine that runs", "Drift between engines"}
+    assert all(check.word == word and said in check.said for check in open_.values())
+    assert "Incomplete: 2 of 10 questions are open" in text_of(passport(changed))
+    both = replace(changed, documents=[older, document])
+    assert states(both)["On the engine that runs"] == "measured"
+    drifted = replace(changed, drift=replace(drift, engines=(replace(other, passed=False),)))
+    assert states(drifted)["Drift between engines"] == ("missing" if engine else "failed")
 
 
 def test_the_engine_that_runs_fails_where_others_drift_from_it(records: Records) -> None:

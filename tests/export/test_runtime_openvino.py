@@ -20,7 +20,7 @@ from digpt.runtime import load_runtime
 from digpt.runtime.artifact import SEAL, seal_manifest
 from digpt.runtime.base import Runtime
 from digpt.runtime.golden import row_cosine
-from digpt.runtime.openvino import supports_bf16
+from digpt.runtime.openvino import check_precision, executed_precisions, supports_bf16
 from digpt.runtime.torch import TorchRuntime
 from digpt.sources import load_model
 from export.__main__ import main
@@ -106,9 +106,46 @@ def test_without_bf16_instructions_it_is_refused_in_one_sentence(
 
 
 def test_a_precision_that_is_not_executed_is_refused(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digpt.runtime.openvino, "executed_precisions", lambda compiled: ("bf16", "f32"))
-    with pytest.raises(BackendError, match=r"in bf16 and f32, but openvino is fp32"):
+    monkeypatch.setattr(digpt.runtime.openvino, "executed_precisions", lambda compiled: {"bf16": 1, "f32": 12})
+    counts = r"12 of the 13 matrix products of .*image\.onnx \(openvino\) in fp32 \(1 in bf16 and 12 in f32\)"
+    with pytest.raises(BackendError, match=f"{counts}, of which 100% are asked for: use another engine"):
         load_runtime(str(artifact), "openvino")
+
+
+def test_every_matrix_product_is_counted(artifact: Path) -> None:
+    core = digpt.runtime.openvino._core()
+    compiled = core.compile_model(
+        core.read_model(str(artifact / "image.onnx")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    graph = onnx.load(artifact / "image.onnx").graph
+    weights = {one.name for one in graph.initializer}
+    own = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv") and weights & set(node.input)]
+    (name,), (count,) = zip(*executed_precisions(compiled).items(), strict=True)
+    assert name == "f32" and count >= len(own) > 4  # those of attention may be fused
+
+
+@pytest.mark.parametrize(
+    ("executed", "precision", "passes"),
+    [
+        ({"f32": 26}, "fp32", True),
+        ({"bf16": 26}, "bf16", True),
+        ({"bf16": 21, "f32": 5}, "bf16", True),
+        ({"bf16": 20, "f32": 6}, "bf16", False),
+        ({"bf16": 1, "f32": 25}, "bf16", False),
+        ({"f32": 2, "u8": 24}, "int8", True),
+        ({"f32": 14, "i8": 12, "u8": 12}, "int8", True),
+        ({"f32": 25, "u8": 1}, "int8", False),
+        ({}, "fp32", False),
+    ],
+)
+def test_one_layer_of_the_precision_does_not_make_an_engine(
+    executed: dict[str, int], precision: str, passes: bool
+) -> None:
+    if passes:
+        check_precision(executed, precision, "image.onnx")
+        return
+    with pytest.raises(BackendError, match=rf" of the {sum(executed.values())} matrix products of image\.onnx in"):
+        check_precision(executed, precision, "image.onnx")
 
 
 def test_it_runs_in_a_process_that_has_no_torch(artifact: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import socket
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,7 +21,7 @@ from app import handlers
 from digpt.artifact import write_checkpoint
 from digpt.engine import Engine
 from digpt.testing import tiny_checkpoint
-from serve.offline import OfflineConfig, embed
+from serve.offline import OfflineConfig, embed, main
 
 PICTURES = 3
 TOLERANCE = 1e-5  # float32, at differing batch shapes
@@ -80,6 +83,18 @@ def test_http_demo_and_bulk(
     assert cosine == pytest.approx(float(expected[0] @ expected[1]), abs=TOLERANCE)
 
 
+def what_fails_in_the_cluster_is_one_line(model: str, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "one.jpg").write_bytes((pictures / "0.jpg").read_bytes())
+    given = [str(pictures), str(tmp_path / "failed.parquet"), "--model", model, "--threads", "1", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patched, redirect_stderr(io.StringIO()) as told:
+        patched.setattr("serve.offline.for_any_folder", lambda one: replace(one, input=str(tmp_path / "others")))
+        assert main([*given, "--ray", "1"]) == 2
+    (line,) = [line for line in told.getvalue().splitlines() if "error" in line]
+    assert line.startswith("error: A process of the Ray cluster sees another input or model")
+    assert "Traceback" not in told.getvalue()
+
+
 @pytest.fixture
 def ray_here() -> Iterator[None]:
     """A Ray of two CPUs on this machine, taken down again."""
@@ -115,6 +130,7 @@ def test_ray(model: str, pictures: Path, expected: np.ndarray, ray_here: None, t
     alone = OfflineConfig(str(pictures), tmp_path / "alone.parquet", model=model, threads=1, device="cpu")
     embed(alone)
     assert config.output.read_bytes() == alone.output.read_bytes()
+    what_fails_in_the_cluster_is_one_line(model, pictures, tmp_path)
 
     from ray import serve as ray_serve
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from digpt.artifact import write_checkpoint
 from digpt.engine import Engine
+from digpt.manifest import engine_hash, read_manifest
 from digpt.testing import tiny_checkpoint
 from export.__main__ import main
 
@@ -24,6 +25,8 @@ def test_onnx_over_http_equals_torch(serving: Callable[..., Any], tmp_path: Path
     torch, onnx = Engine.load(checkpoint, threads=1), Engine.load(artifact, threads=1)
     assert (torch.info.backend, onnx.info.backend) == ("torch", "onnx")
     client = serving({"onnx": onnx})
+    card = client.get("/models/onnx").json()
+    assert card["engine"] == engine_hash(read_manifest(artifact), "onnx") and len(card["engine"]) == 71
     files = [image(1), image(2, "JPEG", (33, 47))]
     request = {"images": [base64.b64encode(data).decode() for data in files]}
     crops = [torch.decode(data) for data in files]

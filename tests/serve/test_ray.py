@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 import serve.offline
 import serve.ray
+from digpt.embeddings_file import About
 from digpt.engine import Engine
 from digpt.errors import ConfigError
 from digpt.runtime.fake import FakeRuntime
 from serve.keys import Keys
 from serve.offline import OfflineConfig
 from serve.offline_inputs import absolute_input
-from serve.offline_ray import gpus_each
+from serve.offline_parts import Job, Parts
+from serve.offline_ray import EmbedParts, gpus_each
 from serve.ray import RayConfig, app, replica
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using extra keyword arguments on .Field.:DeprecationWarning"
 )  # Ray's own
+
+
+def test_what_fails_in_a_process_of_the_cluster_is_answered_as_a_sentence(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    config = OfflineConfig(str(tmp_path), tmp_path / "out.parquet", model="absent.pt", ray=1)
+    info = FakeRuntime().info
+    job = Job.of(info, "sha256:listing", 1, 1, 1)
+    answer = EmbedParts(config, Parts(config.output, job, About.of(info, job.digest)))({"part": np.array([0])})
+    assert (answer["part"], answer["seconds"]) == ([0], [0.0])
+    assert "absent.pt" in answer["error"][0] and "\n" not in answer["error"][0]
 
 
 def test_ray_serve_is_told_the_limits_of_the_server() -> None:
