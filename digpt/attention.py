@@ -69,6 +69,6 @@ def _gathering(encoder: Any) -> tuple[nn.Module, slice, int] | None:
             return attention, slice(1) if encoder.global_pool == "token" else slice(prefix, None), prefix
     if type(encoder) is OpenClipTransformer and encoder.attn_pool is None and encoder.pool_type in ("tok", "avg"):
         attention = getattr(encoder.transformer.resblocks[-1], "attn", None)
-        if type(attention) is nn.MultiheadAttention:
+        if type(attention) is nn.MultiheadAttention and attention.batch_first:
             return attention, slice(1) if encoder.pool_type == "tok" else slice(1, None), 1
     return None

@@ -212,7 +212,7 @@ def normalize(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
 def kept_unit(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """As `normalize`, but rows that all have unit length within 5e-7 are returned as they are, not copied.
 
-    Seeing that a class matrix is of unit rows takes about a tenth of the time of dividing it by its norms again.
+    Seeing that a class matrix is of unit rows is cheaper than dividing it by its norms again.
     """
     embeddings = np.asarray(embeddings, dtype=np.float32)
     squares = np.einsum("nd,nd->n", embeddings, embeddings)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from digpt.preprocess import DecodeLimits
 from serve.api import create_app
 from serve.keys import Keys
 from serve.logs import LogFormat, configure
-from serve.process import spin_briefly
+from serve.process import in_passing_thread, spin_briefly
 from serve.registry import Loader
 from serve.routes import PASSPORT_PATH
 from serve.security import DEMO_PATH
@@ -150,16 +149,12 @@ def load_engines(config: ServeConfig) -> dict[str, Engine]:
 
 
 def load_engine(config: ServeConfig, spec: str) -> Engine:
-    """Load one model with the options of the command line; DigptError as ``Engine.load``.
-
-    In a thread that ends with it: OpenMP keeps helpers for every thread that has ever computed, and where they are more
-    than the cores, each of its barriers goes through the kernel (a small model then takes half as long again).
-    """
+    """Load one model with the options of the command line; DigptError as ``Engine.load``."""
     limits = DecodeLimits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
-        return thread.submit(
-            Engine.load, spec, config.backend, threads=config.threads, limits=limits, image_size=config.image_size
-        ).result()
+    size = config.image_size
+    return in_passing_thread(
+        lambda: Engine.load(spec, config.backend, threads=config.threads, limits=limits, image_size=size)
+    )
 
 
 def loaders(config: ServeConfig) -> dict[str, Loader]:

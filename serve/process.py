@@ -12,6 +12,12 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Objects made since, at which a collection follows (Python's own: 700): a server's requests leave none in cycles.
 THRESHOLDS = (20_000, 20, 20)
@@ -25,6 +31,24 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def in_passing_thread(work: Callable[[], T]) -> T:
+    """``work()``, in a thread that ends with it and that an interrupted process does not wait for.
+
+    OpenMP keeps helpers for every thread that has ever computed, and where they are more than the cores, each of its
+    barriers goes through the kernel: a small model then takes half as long again.
+    """
+    done: Future[T] = Future()
+
+    def carry_out() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=carry_out, name="load", daemon=True).start()
+    return done.result()
 
 
 def settle() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from serve.process import SPINS, THRESHOLDS, settle, spin_briefly
+from digpt.errors import ConfigError
+from serve.process import SPINS, THRESHOLDS, in_passing_thread, settle, spin_briefly
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +61,16 @@ def test_openmp_is_told_unless_somebody_did(
         monkeypatch.setenv(name, value)
     spin_briefly()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_a_passing_thread_ends_with_its_work() -> None:
+    thread = in_passing_thread(threading.current_thread)
+    assert thread is not threading.current_thread() and thread.daemon
+    thread.join(5)
+    assert not thread.is_alive()
+
+    def refuse() -> None:
+        raise ConfigError("as the work says")
+
+    with pytest.raises(ConfigError, match="as the work says"):
+        in_passing_thread(refuse)
