@@ -63,7 +63,7 @@ class ServeConfig(Settings):
     keys_file: Path | None = None
     """File of Bearer keys, one a line, an administrator's as admin:KEY; also DIGPT_API_KEYS and DIGPT_ADMIN_KEYS."""
     backend: str | None = None
-    """torch or onnx; by default what fits the model."""
+    """torch, or an engine that the artifact holds, such as onnx; by default what fits the model."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 answers the whole network."""
     port: int = 8000
