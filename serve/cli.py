@@ -198,9 +198,12 @@ def public_name(name: str) -> str:
 
 def announce(config: ServeConfig, engines: dict[str, Engine], keys: Keys | None = None) -> None:
     """Say what is served and where."""
-    demo = shows_demo(config, keys or Keys())
     address = f"http://{config.host}:{config.port}"
     for name, engine in engines.items():
         info = engine.info
         print(f"{name}: {info.fingerprint}, {info.backend} {info.precision} on {', '.join(info.providers)}")
-    print(f"API  {address}/docs" + (f"\ndemo {address}{DEMO_PATH}" if demo else ""), flush=True)
+    print(f"API  {address}/docs", flush=True)
+    if shows_demo(config, keys or Keys()):
+        print(f"demo {address}{DEMO_PATH}", flush=True)
+    elif config.demo:
+        print("demo none, since a browser has no key to show; --open-demo opens it to everybody", flush=True)
