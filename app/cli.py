@@ -28,7 +28,7 @@ class AppConfig:
     """A model to pick in the browser, repeatable; the first is shown first. bundled (the default), a ckpt.pt, an
     artifact directory, timm:NAME, open_clip:NAME/TAG."""
     backend: str | None = None
-    """torch or onnx; by default what fits the model."""
+    """torch, or an engine that the artifact holds, such as onnx; by default what fits the model."""
     search_dir: str | None = None
     """Folder of pictures to search, with its subfolders; by default the bundled set."""
     host: str = "127.0.0.1"

@@ -29,6 +29,10 @@ class DataError(DigptError):
     """A data set that is missing, damaged or laid out differently than expected."""
 
 
+class OtherClassesError(DataError):
+    """A data set with a class that is none of those it should have."""
+
+
 class BackendError(DigptError):
     """A runtime that cannot be used here, or whose answers failed verification."""
 

@@ -123,7 +123,8 @@ def head_columns(info: RuntimeInfo, suite: Suite) -> NDArray[np.int64] | None:
     missing = next(name for name in suite.class_names if name not in position)
     raise CapabilityError(
         f"{info.name} tells {len(labels):,} classes apart, and {missing!r} of {suite.name} is none of them."
-        f"{near_misses(missing, labels)} Give the data it was trained for (--data-root or --data)."
+        f"{near_misses(missing, labels)} Give the data it was trained for (--data-root or --data), or ask its "
+        "features, which fit any classes: evaluate.knn."
     )
 
 

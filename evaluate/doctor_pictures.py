@@ -52,14 +52,15 @@ def own_findings(spec: str, deep: bool, progress: Progress) -> Iterator[Finding]
         yield Finding(f"{name}/val", "error", str(error))
         return
     asked = yield from _split(f"{name}/val", validation, deep, progress)
-    need = "evaluate.knn and evaluate.linear_probe need training images, nothing else does."
+    need = "evaluate.knn, evaluate.linear_probe and training need training images, nothing else does."
     try:
         training = open_images(spec, "train")
     except DigptError as error:
         yield Finding(f"{name}/train", "warning", f"{error} {need}")
         return
     if training.fingerprint == validation.fingerprint:
-        yield Finding(f"{name}/train", "warning", f"There are no splits, so that all images are asked. {need}")
+        aside = "Before finetuning set some pictures of each class aside (docs/data.md)."
+        yield Finding(f"{name}/train", "warning", f"There are no splits, so that all images are asked. {need} {aside}")
         return
     known = yield from _split(f"{name}/train", training, deep, progress)
     yield from _mismatch(name, known, asked)
@@ -79,7 +80,9 @@ def _split(name: str, source: ImageSource, deep: bool, progress: Progress) -> Ge
         yield Finding(name, "error", f"{len(shown):,} labels are none{valid}: {some(shown)}.")
     filled, count = np.unique(labels[~wrong], return_counts=True)
     if len(filled):
-        numbers = f"{count.min():,} to {count.max():,} of each class"
+        numbers = f"{count.min():,} of each class"
+        if count.min() < count.max():
+            numbers = f"{count.min():,} to {count.max():,} of each class"
         yield Finding(name, "ok", f"{source.name}: {len(source):,} images of {len(filled):,} classes, {numbers}.")
     words = _words(filled, source.classes)
     yield from _named(name, source, words)

@@ -17,10 +17,16 @@ from numpy.typing import NDArray
 
 from digpt.artifact import canonical_json
 from digpt.data.images import ImageSource, open_images
-from digpt.errors import ConfigError, DataError
+from digpt.errors import ConfigError, DataError, OtherClassesError
 from evaluate.suite import Cell, KnnView, SetBlock, Subset, Suite, View, fingerprint_of
 from evaluate.suite_emoji import TOP, Neighbours
 from evaluate.sweep import INTERVAL, Sweep, sweep_cells
+
+_FEATURES = (
+    "Those are the outputs of the model's head. What its features tell apart of other classes is asked by evaluate.knn "
+    "and evaluate.linear_probe; train.finetune gives it a head for them."
+)
+_TRAINED = "Neighbours are training images, so each class needs some."
 
 
 def images_suite(
@@ -35,16 +41,21 @@ def images_suite(
 ) -> Suite:
     """Ask for the classes of a split. ``labels`` are those of a linear head; without, the data name their classes.
 
+    Neighbours vote about the classes of the data, whichever a head tells apart.
+
     Raises:
         DataError: data that cannot be opened, classes that nothing names, or a label that is none of them.
         ConfigError: k exceeds the training images.
     """
     subset = subset or Subset()
     name = name_of(spec)
-    training = None if knn is None else open_images(spec, "train", classes=labels)
-    known = labels or (training.classes if training is not None else None)
-    source = open_images(spec, split, whole=True, classes=known)
-    classes = source.classes or tuple(known or ())  # shards without names are numbered as the head is
+    training = None if knn is None else open_images(spec, "train")  # its own classes, whatever a head tells apart
+    known = labels if training is None else training.classes
+    try:
+        source = open_images(spec, split, whole=True, classes=known)
+    except OtherClassesError as error:
+        raise DataError(f"{error} {_FEATURES if training is None else _TRAINED}") from None
+    classes = source.classes or tuple(known or labels or ())  # shards without names are numbered as the head is
     if not classes:
         raise DataError(
             f"{spec} does not name its classes: put the images into a folder per class, or a classes.txt beside the "

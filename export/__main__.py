@@ -19,6 +19,7 @@ from rich.console import Console
 
 from digpt.cli import Command
 from digpt.errors import ConfigError
+from digpt.next_command import measuring_as_recorded
 from export.pipeline import Outcome, run
 from export.tables import TABLE_WIDTH, abstain_line, details, summary
 
@@ -136,9 +137,9 @@ def show(outcome: Outcome, output: Path) -> None:
     if memory := outcome.manifest["peak_memory_mb"]:
         console.print(f"peak memory {memory:,.0f} MB")
     if outcome.directory is not None:
-        evaluation = "segmentation" if outcome.manifest["head"] == "upernet" else "robustness"
         console.print(f"written to {output}, runs on {outcome.manifest['backend']}; next:", soft_wrap=True)
-        console.print(f"  python -m evaluate.{evaluation} {output}", soft_wrap=True)
+        measure = measuring_as_recorded(output, outcome.manifest["source"]["provenance"])
+        console.print(f"  {measure}", soft_wrap=True, markup=False)
         console.print(f"  python -m serve --model {output}", soft_wrap=True)
 
 

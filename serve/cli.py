@@ -63,7 +63,7 @@ class ServeConfig(Settings):
     keys_file: Path | None = None
     """File of Bearer keys, one a line, an administrator's as admin:KEY; also DIGPT_API_KEYS and DIGPT_ADMIN_KEYS."""
     backend: str | None = None
-    """torch or onnx; by default what fits the model."""
+    """torch, or an engine that the artifact holds, such as onnx; by default what fits the model."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 answers the whole network."""
     port: int = 8000
@@ -195,9 +195,12 @@ def public_name(name: str) -> str:
 
 def announce(config: ServeConfig, engines: dict[str, Engine], keys: Keys | None = None) -> None:
     """Say what is served and where."""
-    demo = shows_demo(config, keys or Keys())
     address = f"http://{config.host}:{config.port}"
     for name, engine in engines.items():
         info = engine.info
         print(f"{name}: {info.fingerprint}, {info.backend} {info.precision} on {', '.join(info.providers)}")
-    print(f"API  {address}/docs" + (f"\ndemo {address}{DEMO_PATH}" if demo else ""), flush=True)
+    print(f"API  {address}/docs", flush=True)
+    if shows_demo(config, keys or Keys()):
+        print(f"demo {address}{DEMO_PATH}", flush=True)
+    elif config.demo:
+        print("demo none, since a browser has no key to show; --open-demo opens it to everybody", flush=True)

@@ -217,8 +217,10 @@ def check_output(config: OfflineConfig, inputs: Inputs) -> None:
 
 def sentence(summary: Summary) -> str:
     """The summary in words."""
-    kept = f", {summary.kept:,} of them kept from an earlier run" if summary.kept else ""
     failed = f"; {summary.errors:,} inputs could not be embedded, their rows say why" if summary.errors else ""
+    if summary.kept == summary.rows:
+        return f"{summary.output}: all {summary.rows:,} rows from an earlier run{failed}; --overwrite begins again"
+    kept = f", {summary.kept:,} of them kept from an earlier run" if summary.kept else ""
     speed = f"{summary.images_per_second:,.0f} images/s, the model computed {summary.ratio:.0%} of the time"
     return f"{summary.output}: {summary.rows:,} rows{kept}{failed}; {summary.seconds:.1f} s, {speed}"
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from digpt.artifact import Checkpoint
 from digpt.data.images import ImageSource, open_images
 from digpt.errors import ConfigError, DataError
+from digpt.next_command import measuring
 from digpt.preprocess import Preprocess
 from train.augment import AugmentConfig, normalise
 from train.clock import Clock
@@ -244,7 +245,7 @@ def _validation(config: FinetuneConfig, data: PhotoClasses) -> ImageSource:
     try:
         found = open_images(spec, split="val", whole=bool(config.val_data), classes=classes, cache=config.output)
     except DataError as error:
-        hint = "" if config.val_data else " Name where to evaluate with --val-data."
+        hint = "" if config.val_data else " Or name other pictures to evaluate on, with --val-data."
         raise DataError(f"{error}{hint}") from None
     if found.classes is not None and len(found.classes) != len(data.classes):
         raise DataError(
@@ -257,7 +258,8 @@ def _validation(config: FinetuneConfig, data: PhotoClasses) -> ImageSource:
 def run(config: FinetuneConfig) -> Path:
     """Finetune; prints the commands to type next; returns the checkpoint's path."""
     path = train(FinetuneTask(config))
-    say(f"next: python -m serve --model {path}")
+    say(f"next: {measuring(path, 'finetune', config.data, config.val_data)}")
+    say(f"      python -m serve --model {path}")
     return path
 
 

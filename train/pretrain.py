@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from digpt.artifact import Checkpoint, read_checkpoint
 from digpt.encoder import build_encoder, embed_tokens, encoder_config
 from digpt.errors import ConfigError
+from digpt.next_command import measuring
 from digpt.preprocess import Preprocess
 from train.augment import AugmentConfig, normalise
 from train.clock import BackwardMark, Clock
@@ -249,7 +250,7 @@ def _decoders(module: Paradigm) -> list[nn.Module]:
 def run(config: PretrainConfig) -> Path:
     """Pretrain; prints what the teacher's check found and the commands to type next; returns the checkpoint's path."""
     path = train(PretrainTask(config, say))
-    say(f"next: python -m evaluate.robustness {path}")
+    say(f"next: {measuring(path, 'pretrain', config.data)}")
     own = f" --teacher {config.teacher}" if config.teacher.endswith(".pt") else ""  # else the bundled teacher's texts
     say(f"      python -m train.zeroshot --encoder {path}{own}")
     return path

@@ -27,6 +27,7 @@ from digpt.data.emoji import EmojiSet
 from digpt.data.scenes import SUBGROUPS, SceneSet
 from digpt.encoder import build_encoder, encoder_config
 from digpt.errors import ConfigError
+from digpt.next_command import measuring
 from digpt.preprocess import Preprocess
 from digpt.segment_inference import Mode, SegmentInference
 from digpt.segmentation import (
@@ -297,8 +298,7 @@ def mask_sources(config: SegmentTrainConfig) -> tuple[MaskSource, dict[str, Mask
 def run(config: SegmentTrainConfig) -> Path:
     """Train; prints the command to type next; returns the checkpoint's path."""
     path = train(SegmentTask(config))
-    data = "" if config.data == SCENES else f" --data {config.val_data or config.data}"
-    say(f"next: python -m evaluate.segmentation {path}{data}")
+    say(f"next: {measuring(path, 'segment', config.data, config.val_data)}")
     return path
 
 

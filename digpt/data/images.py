@@ -34,7 +34,7 @@ from digpt.data.source import (
     seeded_choice,
 )
 from digpt.data.splits import shard_pattern, spellings, split_path
-from digpt.errors import DataError, MissingDependencyError, near_misses
+from digpt.errors import DataError, MissingDependencyError, OtherClassesError, near_misses
 
 KINDS = ("folder", "tar", "wds", "hfds")
 _INFO_BYTES = 10 * 2**30  # of tars, from where timm remembers what it found in them
@@ -95,15 +95,13 @@ class _Listed(ImageSource):
         found = set(class_names)
         unknown = sorted(found - set(known))
         if unknown:
-            raise DataError(
-                f"{name} has the class {unknown[0]!r} ({len(unknown)} such), which is not among the {len(known)} "
-                f"classes of the training data.{near_misses(unknown[0], known)}"
+            raise OtherClassesError(
+                f"{name} has the class {unknown[0]!r} ({len(unknown)} such), which is not among the {len(known):,} "
+                f"classes known.{near_misses(unknown[0], known)}"
             )
         twice = sorted(word for word, times in Counter(known).items() if times > 1 and word in found)
         if twice:
-            raise DataError(
-                f"{name} has the class {twice[0]!r}, which stands for several classes of the training data."
-            )
+            raise DataError(f"{name} has the class {twice[0]!r}, which stands for several classes of those known.")
         self.name, self.names = name, Names(names)
         self.classes = None if known == [""] else tuple(known)  # images that lie in no folder have no classes
         self.labels = np.array([number[class_name] for class_name in class_names], dtype=np.int64)

@@ -41,7 +41,9 @@ def split_path(path: str, split: str | None, whole: bool = False) -> Path:
     others = [word for group in _SYNONYMS for word in group if (found / word).exists()]
     if not others and (whole or split in _SYNONYMS[0]):
         return found
-    raise DataError(f"{found} has no split {split}; it has {', '.join(others) or 'none'}.")
+    if not others:
+        raise DataError(f"{found} has no split {split}, nor any other: make train/ and {split}/ in it (docs/data.md).")
+    raise DataError(f"{found} has no split {split}; it has {', '.join(others)}.")
 
 
 def shard_pattern(pattern: str, split: str | None, whole: bool = False) -> str:

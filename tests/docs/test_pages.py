@@ -64,6 +64,7 @@ SHORTER = {
         "python -m evaluate.robustness bundled --limit 8 --output runs/again\n"
         "python -m evaluate.compare runs/torch runs/again --same --output runs/drift\n",
     ),
+    "docs/data.md": Shorter({}, "python examples/drawings.py all-pictures\n"),
     "docs/evaluation.md": Shorter(
         EVALUATION, EXPORTED + "python -m evaluate.robustness runs/onnx --limit 8 --output runs/robustness\n"
     ),

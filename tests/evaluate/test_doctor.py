@@ -283,7 +283,9 @@ def test_own_pictures_are_sampled_or_all_decoded(tmp_path: Path) -> None:
 
 def test_own_pictures_without_splits_or_classes(tmp_path: Path) -> None:
     spec = write_own(tmp_path, cats={"cat": 1}, dogs={"dog": 1})
-    assert "There are no splits" in said(diagnose(None, data=spec), "mine/train", "warning")
+    warning = said(diagnose(None, data=spec), "mine/train", "warning")
+    assert "There are no splits" in warning and "Before finetuning set some pictures of each class aside" in warning
+    assert "2 images of 2 classes, 1 of each class." in said(diagnose(None, data=spec), "mine/val", "ok")
     spec = write_own(tmp_path / "b", val={"cat": 1})
     assert "has no split train" in said(diagnose(None, data=spec), "mine/train", "warning")
     spec = write_own(tmp_path / "c", train={"cat": 1})

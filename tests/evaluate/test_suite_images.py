@@ -105,8 +105,11 @@ def test_pictures_that_changed_do_not_continue_a_store(pictures, tmp_path, monke
 
 
 def test_a_head_for_other_classes_and_pictures_without_folders(pictures, tmp_path):
-    with pytest.raises(DataError, match="'blue'"):
+    with pytest.raises(DataError, match=r"'blue'.* not among the 2 classes .*evaluate\.knn and evaluate\.linear_probe"):
         images_suite(f"folder:{pictures}", labels=("cat", "dog"))
+    other = Channels(dim=3, text=False, linear_head=True, labels=("cat", "dog"))
+    rows = rows_of(other, f"folder:{pictures}", knn=Neighbours(k=(1,)))
+    assert rows["my-pictures", "val", "knn_top1_k1"].value == 1.0  # a head of other classes is no hindrance
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "a.png")
     with pytest.raises(DataError, match="a folder per class"):

@@ -16,6 +16,7 @@ from digpt.errors import ConfigError
 from digpt.runtime.fake import FakeRuntime
 from serve import Settings, create_app
 from serve.cli import ServeConfig, announce, load_engines, main, public_name, split_model
+from serve.keys import Keys
 from serve.schemas import ClassifyResponse, EmbedResponse, ModelCard
 
 ERRORS = ["400", "401", "404", "409", "413", "415", "422", "429", "503", "504"]
@@ -174,6 +175,10 @@ def test_engines_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert loaded == [("a", "torch", 3, 7), ("b", "torch", 3, 7)]
     announce(config, engines)
     assert "demo http://127.0.0.1:8000/demo" in capsys.readouterr().out
+    announce(config, engines, Keys(["key-0123456789abcdef"], []))
+    assert "demo none, since a browser has no key" in capsys.readouterr().out
+    announce(ServeConfig(demo=False), engines)
+    assert "demo" not in capsys.readouterr().out
     assert list(load_engines(ServeConfig())) == ["open_clip-bundled"]
     with pytest.raises(ConfigError, match="Two models are named 'y'"):
         load_engines(ServeConfig(model=("y=a", "y=b")))

@@ -20,7 +20,7 @@ from digpt.engine import Engine
 from digpt.errors import ConfigError
 from digpt.preprocess import Preprocess
 from digpt.runtime.fake import FakeRuntime
-from serve.offline import OfflineConfig, Summary, embed, main
+from serve.offline import OfflineConfig, Summary, embed, main, sentence
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -252,3 +252,13 @@ def test_the_command_prints_one_json_object(
     (broken / "a.png").write_bytes(b"no picture")
     assert main([str(broken), str(tmp_path / "none.parquet")]) == 1
     assert "1 rows; 1 inputs could not be embedded" in capsys.readouterr().out
+
+
+def test_a_run_that_had_nothing_to_do_boasts_no_speed() -> None:
+    done = Summary("out.parquet", rows=96, errors=2, kept=96, seconds=0.01, images_per_second=0.0, ratio=0.0)
+    assert sentence(done) == (
+        "out.parquet: all 96 rows from an earlier run; 2 inputs could not be embedded, their rows say why; "
+        "--overwrite begins again"
+    )
+    assert "90 of them kept from an earlier run" in sentence(replace(done, kept=90))
+    assert "0 images/s" in sentence(replace(done, kept=90))

@@ -86,7 +86,7 @@ def test_the_readmes_line_finetunes_on_a_folder_of_pictures_and_the_result_serve
 def test_a_folder_without_a_validation_split_is_refused_with_what_to_do(digits: Path, tmp_path: Path) -> None:
     """Before anything is trained."""
     config = dataclasses.replace(TINY, data=f"folder:{digits / 'train'}", output=tmp_path, workers=0)
-    with pytest.raises(DataError, match="has no split val.* --val-data"):
+    with pytest.raises(DataError, match="has no split val, nor any other: make train/ and val/.* --val-data"):
         FinetuneTask(config)
     with pytest.raises(DataError, match=r"There is no .*valid\.$"):
         FinetuneTask(dataclasses.replace(config, val_data=f"folder:{digits / 'valid'}"))
