@@ -64,14 +64,16 @@ END
 MASKS = """python - <<'END'
 from pathlib import Path
 from PIL import Image
+from digpt.data.emoji import EmojiSet
 from digpt.data.scenes import SceneSet
 folders = {
     "my-pictures/images": "my-pictures/masks",
     "data/ADEChallengeData2016/images": "data/ADEChallengeData2016/annotations",
 }
+scenes = SceneSet(EmojiSet.load(), "train", size=96)
 for images, masks in folders.items():
     for split in ("training", "validation"):
-        for number, pair in enumerate(map(SceneSet("train").pixels, range(4))):
+        for number, pair in enumerate(map(scenes.pixels, range(4))):
             for folder, pixels in zip((images, masks), pair):
                 path = Path(folder, split, f"{number}.png")
                 path.parent.mkdir(parents=True, exist_ok=True)
