@@ -48,7 +48,8 @@ class Shorter:
     before: str = ""
 
 
-STEPS = {f"-m train.{name}": "--steps 2" for name in ("pretrain", "finetune", "zeroshot", "segment")}
+STEPS = {f"-m train.{name}": "--steps 2" for name in ("pretrain", "finetune", "zeroshot")}
+SEGMENTS = {"-m train.segment": "--steps 2 --eval-scenes 8"}
 EVALUATION = {f"-m evaluate.{name}": "--limit 8" for name in ("robustness", "zeroshot", "knn", "segmentation")}
 EXPORT = {"-m export": "--parity-images 64"}
 PRETRAINED = "python -m train.pretrain --steps 2\n"
@@ -137,6 +138,7 @@ SHORTER = {
     "docs/results.md": Shorter(EVALUATION, PRETRAINED),
     "docs/segmentation.md": Shorter(
         STEPS
+        | SEGMENTS
         | EVALUATION
         | {"-m train.segment b16_in1k --data ade20k:data": "--miniature --output runs/b16_in1k/segment"},
         PRETRAINED + MASKS + "cp examples/images/rocket.png street.jpg\n",
