@@ -186,6 +186,17 @@ def test_blocks_are_read_with_their_reasons() -> None:
     assert (third.language, third.text) == ("json", "{}\n")
 
 
+def test_a_command_is_refused_with_the_line_shown(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)
+    page = "```console\n$ echo 'error: No.' >&2; exit 2\n{}\n```\n"
+    assert scratch.run(blocks_in(page.format("error: No."))[0]) == ""
+    for other in ("error: Never.", "done"):
+        with pytest.raises(AssertionError, match="error: No"):
+            scratch.run(blocks_in(page.format(other))[0])
+    with pytest.raises(AssertionError):  # what is shown as refused is not done
+        scratch.run(blocks_in(page.format("error: No.").replace("exit 2", "exit 0"))[0])
+
+
 def test_options_go_to_the_end_of_their_command() -> None:
     options = {"-m train.pretrain": "--steps 2", "-m export": "--limit 8"}
     script = "python -m train.pretrain b16 && python -m train.segment x  # a\npython -m train.pretrain  # b\n"
@@ -199,7 +210,7 @@ def test_options_go_to_the_end_of_their_command() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_a_page_runs_as_it_stands(page: str, tmp_path: Path) -> None:
     shorter = SHORTER.get(page, Shorter())
