@@ -5,7 +5,8 @@ program or, where it opens with the comment ``# some/path.py``, that file; ``dif
 is not run has the line ``<!-- not run: REASON -->`` above it.
 
 In a script, lines of ``make`` are left out, except that ``make run`` is the server it starts. A server goes on while
-the lines after it run, until another one or the end of the page; its port 8000 is a free one here.
+the lines after it run, until another one or the end of the page; its port 8000 is a free one here. A console that shows
+a line ``error: ...`` is refused with that line.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ class Block:
         if self.language == "console":
             text = "".join(found[1] + "\n" for found in re.finditer(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE))
         return text.replace("\\\n", " ")
+
+    @property
+    def error(self) -> str | None:
+        """The line that a console shows of a command that is refused."""
+        found = re.search(r"^error: .+$", self.text, re.MULTILINE) if self.language == "console" else None
+        return found and found[0]
 
 
 def pages() -> list[str]:
@@ -150,7 +157,9 @@ class Scratch:
         done = subprocess.run(
             command, input=text, cwd=self.folder, env=self.environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, f"{block.page}:{block.line}\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        where = f"{block.page}:{block.line}\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == (0 if block.error is None else 2), where
+        assert block.error is None or block.error in done.stderr.splitlines(), where
         return done.stdout
 
     def _serve(self, line: str) -> None:

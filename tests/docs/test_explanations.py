@@ -205,7 +205,7 @@ def test_what_leaking_neighbours_are_worth(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_log_of_the_objective_page(tmp_path: Path) -> None:
-    """Its losses and baselines, to what another processor may round otherwise over 60 steps."""
+    """Losses and baselines of docs/explanation/objective.md, to what another processor may round otherwise."""
     lines = blocks(PAGES["objective"].read_text(encoding="utf-8"), "console")[0]
     _, _, program, *options = shlex.split(lines[0].removeprefix("$ "))[:-1]
     assert program == "train.pretrain" and main("pretrain", pretrain.run, [*options, str(tmp_path)]) == 0
