@@ -39,6 +39,12 @@ HIDDEN_FOLDER = "DIR"  # stands for a folder whose place is not told
 MAX_WAITING = 32
 CACHE_SWEEP_S, CACHE_AGE_S = 600, 3600
 STYLESHEET = Path(__file__).with_name("demo.css")
+# Gradio's lists of choices open again when the Tab key leaves their field, and are a stop of their own.
+TAB_LEAVES_LISTS = """() => document.addEventListener("keydown", event => {
+  if (event.key !== "Tab" || event.target.getAttribute("role") !== "combobox") return;
+  event.stopPropagation();
+  document.querySelectorAll("[role=listbox]").forEach(list => list.tabIndex = -1);
+}, true)"""
 
 
 def build_demo(
@@ -79,7 +85,8 @@ def build_demo(
             gr.Markdown(
                 header(name, engine.info, passport(name, engine.info, api_here, cards)), elem_classes="digpt-model"
             )
-            fill(page)
+            with gr.Tabs(overflow_behavior="wrap"):  # a menu would hide most of them on a phone
+                fill(page)
     weakref.finalize(blocks, files.cleanup)
     return blocks
 
@@ -170,6 +177,7 @@ def options(engines: Engine | Mapping[str, Engine]) -> dict[str, Any]:
         "enable_monitoring": False,
         "theme": theme(),
         "css": STYLESHEET.read_text(encoding="utf-8"),
+        "js": TAB_LEAVES_LISTS,
     }
 
 
@@ -187,6 +195,7 @@ def theme() -> gr.themes.Base:
         link_text_color_dark="*primary_400",
         block_label_text_color="*primary_600",
         block_title_text_color="*primary_600",
+        checkbox_label_background_fill_selected="*primary_600",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_hover_dark="*primary_700",

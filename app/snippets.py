@@ -117,13 +117,14 @@ def python_corrupt(load: str, path: str | None, labels: Sequence[str], corruptio
 
 
 def python_segment(load: str, path: str | None, size: Sequence[int]) -> str:
-    """Load the model, segment a file to ``size`` (height, width) and write ``classes.png``: class numbers as grey."""
-    code = (
-        "from pathlib import Path; from PIL import Image; from digpt.engine import Engine; "
-        f"engine = {load}; picture = engine.decode_whole(Path({_name(path)!r}).read_bytes()); "
-        f"Image.fromarray(engine.segment(picture, size={tuple(size)})).save('classes.png')"
+    """The classes of a file's pixels at ``size`` (height, width), as ``classes.png``: class numbers as grey."""
+    return _python(
+        load,
+        f"picture = engine.decode_whole(Path({_name(path)!r}).read_bytes())",
+        f"classes = engine.segment(picture, size={tuple(size)})",
+        "Image.fromarray(classes).save('classes.png')",
+        imports=["from PIL import Image"],
     )
-    return f"python -c {shlex.quote(code)}"
 
 
 def _name(path: str | None) -> str:

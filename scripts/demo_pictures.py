@@ -77,8 +77,7 @@ def take(browser: Browser, address: str) -> None:
 
     phone = browser.new_page(viewport={"width": 390, "height": 1600}, color_scheme="dark", reduced_motion="reduce")
     phone.goto(address)
-    phone.get_by_role("button", name="More tabs").click()
-    phone.get_by_role("button", name="Corrupt").click()
+    phone.get_by_role("tab", name="Corrupt").click()
     phone.locator("input[type=file]:visible, [role=tabpanel] input[type=file]").last.set_input_files(
         EXAMPLES / "dog-face.png"
     )

@@ -15,7 +15,7 @@ def classify_tab(page: Page) -> None:
     info = page.engine.info
     with gr.Row():
         with gr.Column():
-            picture = picture_input("Picture", 270)
+            picture = picture_input("Picture", 300)
             example_pictures(page, picture)
             result = gr.Label(label="Probability of each label")
         with gr.Column():

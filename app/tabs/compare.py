@@ -12,10 +12,10 @@ def compare_tab(page: Page) -> None:
     """Lay out the tab."""
     with gr.Row():
         with gr.Column():
-            first = picture_input("First picture", 220)
+            first = picture_input("First picture", 250)
             example_pictures(page, first)
         with gr.Column():
-            second = picture_input("Second picture (optional)", 220)
+            second = picture_input("Second picture (optional)", 250)
             example_pictures(page, second)
     text = gr.Textbox("", label="Text (optional)", placeholder="a dog", visible=page.engine.info.has_text)
     button = gr.Button("Compare", variant="primary")

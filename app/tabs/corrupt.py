@@ -18,14 +18,14 @@ def corrupt_tab(page: Page) -> None:
     choices = [(name.replace("_", " "), name) for name in CORRUPTIONS]
     with gr.Row():
         with gr.Column():
-            picture = picture_input("Picture", 270)
+            picture = picture_input("Picture", 300)
             example_pictures(page, picture)
             corruption = gr.Dropdown(choices, value="fog", label="Corruption")
             severity = gr.Slider(
                 0, max(SEVERITIES), value=3, step=1, label="Severity", info="0 leaves the picture as it is."
             )
         with gr.Column():
-            shown = gr.Image(label="What the model gets", interactive=False, format="png", height=270, buttons=[])
+            shown = gr.Image(label="What the model gets", interactive=False, format="png", height=300, buttons=[])
             verdict = gr.Markdown("")
             result = gr.Label(label="Probability of each label")
             labels = labels_input(page)

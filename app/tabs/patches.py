@@ -25,7 +25,7 @@ def patches_tab(page: Page) -> None:
     )
     with gr.Row():
         with gr.Column():
-            picture = picture_input("Picture", 270)
+            picture = picture_input("Picture", 300)
             example_pictures(page, picture)
             view = gr.Radio([LIKENESS, ATTENTION], value=LIKENESS, label="Show")
             opacity = gr.Slider(0, 1, value=0.6, step=0.05, label="Opacity of the colours")

@@ -20,7 +20,7 @@ def search_tab(page: Page, index: ImageIndex) -> None:
     with gr.Row():
         with gr.Column(scale=2):
             words = gr.Textbox("", label="Words", placeholder="dog face", visible=has_text)
-            picture = picture_input("Or a picture" if has_text else "Picture", 200)
+            picture = picture_input("Or a picture" if has_text else "Picture", 230)
             example_pictures(page, picture)
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3):

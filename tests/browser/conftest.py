@@ -33,8 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 15_000  # for anything to appear: far more than it takes, since machines that run tests are busy
 START_S = 120
-# Gradio moves the tabs that have no room into a menu, a moment after it has shown them all.
-FITTED = "[...document.querySelectorAll('[role=tab]')].every(tab => tab.getBoundingClientRect().right <= innerWidth)"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -120,7 +118,6 @@ def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Ite
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
         page.goto(f"{address}{DEMO_PATH}{path}")
         page.get_by_role("tab").first.wait_for()
-        page.wait_for_function(FITTED)
         return Visit(page, f"{'phone' if size == PHONE else 'desktop'}-{scheme}", folder)
 
     yield open_page

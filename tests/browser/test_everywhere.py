@@ -40,6 +40,9 @@ def test_every_tab_fits(visit: Open, size: tuple[int, int], scheme: str) -> None
     visitor.give(ROCKET)
     expect(visitor.panel.get_by_text("4 x 4 patches")).to_be_visible()
     visitor.keep("patches")
+    visitor.panel.get_by_label("Where it looks").check()
+    expect(visitor.panel.get_by_text("of the attention, the darkest")).to_be_visible()
+    visitor.keep("attention")
     visitor.tab("Corrupt")
     visitor.give(ROCKET)
     expect(visitor.panel.get_by_text("untouched it was")).to_be_visible()
@@ -48,6 +51,10 @@ def test_every_tab_fits(visit: Open, size: tuple[int, int], scheme: str) -> None
     visitor.panel.get_by_role("button", name="Thumbnail 3 of 25").click()
     expect(visitor.panel.get_by_label("It is")).to_have_value("rocket")
     visitor.keep("styles")
+    other = visit(size, scheme, "/shades")
+    other.give(ROCKET)
+    expect(other.panel.locator("li").first).to_contain_text("light")
+    other.keep("segment")
 
 
 def test_without_a_mouse(visit: Open) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-DESKTOP, PHONE = (1200, 900), (390, 844)
+DESKTOP, PHONE = (1280, 900), (390, 844)
+LOADED = "[...document.images].every(image => image.complete || !image.checkVisibility())"
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,8 @@ class Visit:
     folder: Path
 
     def tab(self, name: str) -> None:
-        """Open a tab, through the menu of those that have no room."""
-        tab = self.page.get_by_role("tab", name=name, exact=True)
-        if not tab.is_visible():
-            self.page.locator(".overflow-menu > button").click()
-            self.page.locator(".overflow-dropdown button", has_text=name).click()
-        else:
-            tab.click()
+        """Open a tab."""
+        self.page.get_by_role("tab", name=name, exact=True).click()
         self.page.locator(f"#tab-{name.lower().replace(' ', '-')}").wait_for()  # another panel is visible until then
 
     @property
@@ -50,6 +46,7 @@ class Visit:
     def keep(self, what: str) -> None:
         """Keep a picture of the whole page, and hold that nothing sticks out of it sideways."""
         path = self.folder / f"{what}-{self.name}.png"
+        self.page.wait_for_function(LOADED)
         self.page.screenshot(path=path, full_page=True, animations="disabled")  # those that end are at their end
         assert self.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
