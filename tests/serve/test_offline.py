@@ -255,7 +255,9 @@ def test_the_command_prints_one_json_object(
 
 
 def test_a_run_that_had_nothing_to_do_boasts_no_speed() -> None:
-    done = Summary("out.parquet", rows=96, errors=2, kept=96, seconds=0.01, images_per_second=0.0, ratio=0.0)
+    done = Summary(
+        "out.parquet", rows=96, errors=2, kept=96, seconds=0.01, images_per_second=0.0, ratio=0.0, fingerprint=""
+    )
     assert sentence(done) == (
         "out.parquet: all 96 rows from an earlier run; 2 inputs could not be embedded, their rows say why; "
         "--overwrite begins again"
