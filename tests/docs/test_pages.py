@@ -114,7 +114,8 @@ SHORTER = {
         EXPORTED
         + IMAGENET
         + CLASSIFIER.format("runs/finetune", "ckpt.pt")
-        + "python -m evaluate.robustness runs/finetune/ckpt.pt --data-root data --templates plain --output runs/rob-before\n"
+        + "python -m evaluate.robustness runs/finetune/ckpt.pt --data-root data --templates plain"
+        " --output runs/rob-before\n"
         "python -m evaluate.robustness runs/onnx --limit 8 --output runs/robustness\n"
         "for engine in torch onnx openvino openvino-bf16; do\n"
         "    mkdir -p runs/sweep && cp -r runs/robustness runs/sweep/$engine\n"
