@@ -49,6 +49,9 @@ class Shorter:
 
 STEPS = {f"-m train.{name}": "--steps 2" for name in ("pretrain", "finetune", "zeroshot")}
 SEGMENTS = {"-m train.segment": "--steps 2 --eval-scenes 8"}
+ABLATION = (
+    "--steps 2 --finetune-steps 2 --tune-steps 2 --timed-steps 1 --seeds 1 --equal steps --no-scratch --threads 1"
+)
 EVALUATION = {f"-m evaluate.{name}": "--limit 8" for name in ("robustness", "zeroshot", "knn", "segmentation")}
 EXPORT = {"-m export": "--parity-images 64"}
 PRETRAINED = "python -m train.pretrain --steps 2\n"
@@ -95,11 +98,9 @@ tar -chf data/imagenet21k/n00001740.tar -C examples/images rocket.png
 SHORTER = {
     "CONTRIBUTING.md": Shorter(before="git init --quiet\n"),
     "README.md": Shorter(
-        STEPS
-        | EXPORT
-        | {"-m evaluate.robustness": "--limit 8 --output runs/robustness", "-m train.ablate": "--steps 2"},
+        STEPS | EXPORT | {"-m evaluate.robustness": "--limit 8 --output runs/robustness", "-m train.ablate": ABLATION},
         "python -m evaluate.robustness bundled --limit 8 --output runs/torch\n"
-        "python -m evaluate.robustness bundled --limit 8 --output runs/again\n"
+        "cp -r runs/torch runs/again\n"
         "python -m evaluate.compare runs/torch runs/again --same --output runs/drift\n",
     ),
     "docs/data.md": Shorter(
@@ -108,11 +109,15 @@ SHORTER = {
     ),
     "docs/data-evaluation.md": Shorter(before=IMAGENET),
     "docs/evaluation.md": Shorter(
-        EVALUATION,
+        {
+            "-m evaluate.robustness runs/finetune/ckpt.pt --data-root data": "--templates plain",
+            "-m evaluate.robustness http://127.0.0.1:8000": "--limit 8",
+        },
         EXPORTED
         + IMAGENET
         + CLASSIFIER.format("runs/finetune", "ckpt.pt")
-        + "python -m evaluate.robustness runs/finetune/ckpt.pt --data-root data --limit 8 --output runs/rob-before\n"
+        + "python -m evaluate.robustness runs/finetune/ckpt.pt --data-root data --templates plain"
+        " --output runs/rob-before\n"
         "python -m evaluate.robustness runs/onnx --limit 8 --output runs/robustness\n"
         "for engine in torch onnx openvino openvino-bf16; do\n"
         "    mkdir -p runs/sweep && cp -r runs/robustness runs/sweep/$engine\n"
@@ -132,7 +137,8 @@ SHORTER = {
         }
     ),
     "docs/how-to/reproduce.md": Shorter(
-        STEPS | EVALUATION, IMAGENET + CLASSIFIER.format("runs/b16_in1k/finetune", "best.pt")
+        STEPS | EVALUATION | {"-m evaluate.robustness": "--limit 8 --templates plain"},
+        IMAGENET + CLASSIFIER.format("runs/b16_in1k/finetune", "best.pt"),
     ),
     "docs/model-cards.md": Shorter(EXPORT | EVALUATION),
     "docs/observability.md": Shorter({"-m benchmarks.observe": "--requests 50 --rounds 1"}),
