@@ -126,7 +126,7 @@ def test_the_first_search_says_how_far_it_is(visit: Open, shades: FakeRuntime, m
     seen, asked = threading.Event(), itertools.count()
 
     def hold(picture: np.ndarray) -> bool:
-        if next(asked) > BATCH:  # what is searched for and the first batch pass
+        if next(asked) > BATCH + 20:  # what is searched for and the first batch pass, and a watchdog's probes
             seen.wait(FIRST_RESULT_S)
         return False
 

@@ -124,7 +124,7 @@ SHORTER = {
         "done\n",
     ),
     "docs/export.md": Shorter(
-        {"-m export": "--overwrite --parity-images 64", "-m evaluate.robustness": "--limit 8"},
+        {"-m export": "--overwrite", "-m evaluate.robustness": "--limit 8"},
         CLASSIFIER.format("runs/zeroshot", "ckpt.pt"),
     ),
     "docs/how-to/deploy.md": Shorter(EXPORT | {"-m evaluate.robustness": "--limit 8"}),
