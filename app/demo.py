@@ -209,11 +209,15 @@ def choice(name: str, info: RuntimeInfo) -> str:
 
 def passport(name: str, info: RuntimeInfo, api_here: bool, cards: str | None) -> str:
     """Markdown that says where the model's passport is: a server's page, or a file of whoever runs the demo alone."""
-    if read_passport(info.spec, info.fingerprint) is None:
+    path = passport_path(info.spec)
+    if path is None or read_passport(info.spec, info.fingerprint) is None:
         return "It came without a passport." if cards or not api_here else ""
     if cards:
         return f"What was checked about it: [its passport]({cards.format(name=quote(name))})."
-    return "" if api_here else f"What was checked about it: its passport, `{passport_path(info.spec)}`."
+    if api_here:
+        return ""
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"What was checked about it: its passport, `{shown}`."
 
 
 def header(name: str, info: RuntimeInfo, checked: str) -> str:
