@@ -48,7 +48,11 @@ class Shorter:
 
 
 STEPS = {f"-m train.{name}": "--steps 2" for name in ("pretrain", "finetune", "zeroshot")}
-SEGMENTS = {"-m train.segment": "--steps 2 --eval-scenes 8"}
+SEGMENTS = {
+    "-m train.segment": "--steps 2",
+    "-m train.segment --encoder": "--eval-scenes 8",  # of scenes only
+    "-m train.segment b16_in1k --miniature": "--eval-scenes 8",
+}
 ABLATION = (
     "--steps 2 --finetune-steps 2 --tune-steps 2 --timed-steps 1 --seeds 1 --equal steps --no-scratch --threads 1"
 )
