@@ -10,6 +10,7 @@ import pytest
 from digpt.artifact import write_checkpoint
 from digpt.engine import Engine
 from digpt.errors import BackendError
+from digpt.manifest import engine_hash, read_manifest
 from digpt.results import from_json, read_results
 from digpt.testing import tiny_checkpoint
 from evaluate import cli, imagenet, knn, recompute, robustness, run, zeroshot
@@ -347,7 +348,9 @@ def test_torch_and_onnx_give_the_same_document(checkpoint, emoji_root, tmp_path)
         documents.append(read_results(tmp_path / backend))
     ours, exported_ours = documents
     assert (ours.model.backend, exported_ours.model.backend) == ("torch", "onnx")
-    asked = dataclasses.replace(exported_ours.model, spec=str(checkpoint), backend="torch")
+    engine = engine_hash(read_manifest(tmp_path / "onnx"), "onnx")
+    assert (ours.model.engine, exported_ours.model.engine) == (None, engine)
+    asked = dataclasses.replace(exported_ours.model, spec=str(checkpoint), backend="torch", engine=None)
     assert asked == ours.model
     for one, other in zip(ours.results, exported_ours.results, strict=True):
         assert (one.dataset, one.split, one.metric, one.n) == (other.dataset, other.split, other.metric, other.n)
