@@ -1,8 +1,7 @@
 """What a serving process asks of Python's garbage collector and of OpenMP.
 
 Libraries and models are some hundred thousand objects that live as long as the process. A full collection looks at
-each of them with Python's lock held, in the middle of requests; frozen objects are left out of it. Without this a
-server of the bundled model answered half as many requests.
+each of them with Python's lock held, in the middle of requests; frozen objects are left out of it.
 
 A thread of OpenMP that waits for the next piece of work spins at first, for milliseconds by default. These are taken
 from the threads that decode images; asleep at once, it would be woken for every layer.
@@ -37,7 +36,7 @@ def in_passing_thread(work: Callable[[], T]) -> T:
     """``work()``, in a thread that ends with it and that an interrupted process does not wait for.
 
     OpenMP keeps helpers for every thread that has ever computed, and where they are more than the cores, each of its
-    barriers goes through the kernel: a small model then takes half as long again.
+    barriers goes through the kernel.
     """
     done: Future[T] = Future()
 
